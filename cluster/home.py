@@ -1,0 +1,67 @@
+"""A node's data directory, and the lock that says whether anything of the node is alive.
+
+The lock is a flock on `<home>/lock`, taken by the keeper and inherited by its worker, so it is free exactly when both
+are dead. Whoever gets it holds proof that the predecessor cannot send: a restarted keeper and `baton node resign
+--dead` may therefore resign the predecessor's term without waiting for a ttl. Never clone a data directory onto a
+second machine: the copy would hold the same proof.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+from pathlib import Path
+
+from .core.errors import BatonError
+
+
+class HomeBusy(BatonError):
+    """Another process of this node holds the lock."""
+
+
+class Home:
+    def __init__(self, path: Path, lock_fd: int, home_id: str) -> None:
+        self.path = path
+        self.lock_fd = lock_fd
+        self.id = home_id
+
+    @classmethod
+    def open(cls, path: Path) -> Home:
+        """Make the directory if need be and take the lock. Raises HomeBusy, or BatonError naming the path."""
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o750)
+            fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as e:
+            raise BatonError(f"data directory {path}: {e.strerror}; make it, or let this user write there") from e
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 64, 0).decode(errors="replace").strip()
+            os.close(fd)
+            raise HomeBusy(
+                f"data directory {path} is in use by this node's keeper or worker (keeper pid {holder or 'unknown'}); "
+                "stop it first, or give this node another node.data_dir"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        return cls(path, fd, _identity(path))
+
+    def close(self) -> None:
+        os.close(self.lock_fd)
+
+
+def _identity(path: Path) -> str:
+    """A random id kept in the directory, bound to this machine."""
+    file = path / "home-id"
+    try:
+        text = file.read_text().strip()
+    except FileNotFoundError:
+        text = secrets.token_hex(8)
+        file.write_text(text + "\n")
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()[:8]
+    except OSError:
+        machine = ""
+    return f"{text}-{machine}-{socket.gethostname()}"

@@ -1,0 +1,812 @@
+"""The keeper process: etcd, the lease, and the worker's life and death.
+
+Small, and never runs user code. It carries out what `core/election.py` decides and feeds back what happened. The only
+process of a node that talks to etcd. Invariants of this shell:
+
+- the permit page is written before any message is sent or call is made (actions are carried out in order, and
+  WritePermit and ClearPermit are plain stores);
+- `now` is read after an event arrived; `sent_at` is the `now` with which the machine decided to send, so before the
+  request leaves;
+- the worker is spawned from the main thread, which lives as long as the process: PR_SET_PDEATHSIG is bound to it.
+
+Run as `python -m cluster.keeper SPEC.json`; the command line makes the spec from the configuration, so that this
+process imports nothing it does not need. Read next: `keys.py`, `link.py`, `permit.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from . import keys as k
+from . import link
+from .clock import boottime_ns, unix_ns
+from .core import actions as act
+from .core import events as ev
+from .core.election import Election, Timing
+from .core.errors import BatonError, OutcomeUnknown, Stop, Unreachable
+from .core.ids import NS_PER_S, Incarnation, Instant, JournalId, LogIndex, NodeId, Term
+from .core.lease import LeaseRules
+from .etcd import (
+    Changes,
+    EtcdClient,
+    EtcdRefused,
+    LeaseGone,
+    Op,
+    Snapshot,
+    TlsFiles,
+    absent,
+    create_revision,
+    delete,
+    get,
+    mod_revision,
+    put,
+)
+from .home import Home
+from .permit import PermitPage
+
+TICK_S = 0.02
+PUBLISH_INTERVAL_S = 1.0
+SHUTDOWN_LIMIT_S = 5.0
+ANSWER_TTL_S = 60
+
+
+@dataclass(frozen=True)
+class KeeperSpec:
+    """Everything a keeper is told. Times in nanoseconds where the name does not say otherwise."""
+
+    cluster: str
+    node: str
+    data_dir: str
+    etcd: dict[str, Any]  # EtcdClient's arguments; tls as a dict of file names
+    rules: dict[str, Any]  # LeaseRules
+    timing: dict[str, Any]  # Timing
+    worker_argv: list[str]
+    priority: int = 100
+    never_lead: bool = False
+    version: str = ""
+    log_level: str = "info"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, text: str) -> KeeperSpec:
+        return cls(**json.loads(text))
+
+
+def etcd_client(spec: dict[str, Any]) -> EtcdClient:
+    arguments = dict(spec)
+    tls = arguments.pop("tls", None)
+    return EtcdClient(
+        arguments.pop("endpoints"),
+        tls=TlsFiles(**tls) if tls else None,
+        rng=random.Random(secrets.randbits(64)),
+        **arguments,
+    )
+
+
+class Keeper:
+    def __init__(self, spec: KeeperSpec, home: Home) -> None:
+        self.spec = spec
+        self.home = home
+        self.keys = k.Keys(spec.cluster)
+        self.node = NodeId(spec.node)
+        self.incarnation = Incarnation(secrets.token_hex(6))
+        self.rules = LeaseRules(**spec.rules)
+        self.log = structlog.get_logger().bind(node=spec.node, process="keeper")
+        self.page = PermitPage.create()
+        self.election = Election(
+            me=self.node,
+            incarnation=self.incarnation,
+            home=home.id,
+            rules=self.rules,
+            timing=Timing(**spec.timing),
+            never_lead=spec.never_lead,
+            now=boottime_ns(),
+        )
+        self.etcd = etcd_client(spec.etcd)
+        self._call_timeout_s = min(
+            float(spec.etcd.get("call_timeout_s", 0.25)), (self.rules.ttl - self.rules.margin) / NS_PER_S / 3
+        )
+        self._raw: dict[str, k.RawKey] = {}
+        self._revision = 0
+        self._cluster_id = 0
+        self._lease_id: int | None = None
+        self._status: dict[str, Any] = {}
+        self._hello: link.Hello | None = None
+        self._publish = asyncio.Event()
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1
+        self._link: link.Link | None = None
+        self._fatal = ""
+        self._last_sign = 0  # Unix ns of the last proof of life before the trouble at hand; 0: no trouble
+        self._history: dict[str, Any] = {}
+        self._seen_requests: set[str] = set()
+        self._asked: set[str] = set()
+        self._picture_due = False
+        self._renewed_at: Instant | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._done: asyncio.Future[int] | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Until told to stop; the exit code. A task that fails ends the process, and the kernel the worker."""
+        self._loop = loop = asyncio.get_running_loop()
+        self._done = loop.create_future()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, self._asked_to_stop, sig.name)
+        self.log.info("keeper_started", incarnation=self.incarnation, pid=os.getpid())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                running = [
+                    tasks.create_task(self._watch(), name="watch"),
+                    tasks.create_task(self._keep_lease(), name="lease"),
+                    tasks.create_task(self._publish_member(), name="publish"),
+                    tasks.create_task(self._show_picture(), name="picture"),
+                ]
+                self.election.start(boottime_ns())
+                self._tick()
+                code = await self._done
+                for t in running:
+                    t.cancel()
+        finally:
+            self.page.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._worker is not None and self._worker.poll() is None:
+                self._worker.kill()
+                self._worker.wait()
+            await self._say_goodbye()
+        return code
+
+    async def _say_goodbye(self) -> None:
+        if self._lease_id is not None:
+            with contextlib.suppress(BatonError):
+                await self.etcd.lease_revoke(self._lease_id)
+        await self.etcd.close()
+
+    def _finish(self, code: int) -> None:
+        if self._done is not None and not self._done.done():
+            self._done.set_result(code)
+
+    def _asked_to_stop(self, signal_name: str) -> None:
+        self.log.info("shutdown_asked", signal=signal_name)
+        assert self._loop is not None
+        self._loop.call_later(SHUTDOWN_LIMIT_S, self._finish, 0)
+        self._feed(ev.ShutdownAsked(f"{self.node}: {signal_name}"))
+
+    # -- the machine ---------------------------------------------------------------------------------------
+
+    def _feed(self, event: ev.Event) -> None:
+        """Hand one event to the machine and carry out what it decides, in order."""
+        now = boottime_ns()
+        for action in self.election.handle(event, now):
+            self._carry_out(action)
+        self._schedule()
+
+    def _tick(self) -> None:
+        self._feed(ev.Tick(self.page.beat_at()))
+
+    def _schedule(self) -> None:
+        assert self._loop is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        delay = TICK_S
+        wake = self.election.wake_at()
+        if wake is not None:
+            delay = min(delay, max(0.001, (wake - boottime_ns()) / NS_PER_S))
+        self._timer = self._loop.call_later(delay, self._tick)
+
+    def _carry_out(self, action: act.Action) -> None:
+        match action:
+            case act.WritePermit(permit):
+                self.page.grant(permit)
+            case act.ClearPermit():
+                self.page.clear()
+            case act.Acquire() | act.Renew() | act.Evict() | act.Resign():
+                self._spawn(self._transact(action), f"{type(action).__name__}-{action.request}")
+            case act.TellFollow(node, term):
+                self._tell(link.Follow(node, self._address_of(node), term))
+            case act.TellPrepare(term):
+                self._tell(link.Prepare(term))
+            case act.TellLead():
+                self._start_history(action)
+                self._tell(
+                    link.Lead(
+                        action.term,
+                        {str(n): str(j) for n, j in action.insync.members.items()},
+                        action.insync.mod_revision,
+                        action.cause,
+                        action.actor,
+                        action.came_from,
+                    )
+                )
+            case act.TellGranted(term):
+                self._last_sign = 0
+                self._tell(link.Granted(term))
+                self._publish.set()
+            case act.TellStop(term, reason):
+                self._trouble()
+                self._tell(link.StopTrading(term, reason))
+                self._publish.set()
+            case act.TellDrain(term, successor):
+                self._trouble()
+                self._tell(link.Drain(term, successor))
+            case act.StartWorker():
+                self._start_worker()
+            case act.KillWorker(reason):
+                self._kill_worker(reason)
+            case act.AnswerSwitchover(request_id, ok, text):
+                self._spawn(self._put_answer(request_id, ok, text), "answer")
+            case act.Note(event, fields):
+                self.log.info(event, **fields)
+            case act.StopNode(why):
+                self.log.error("node_stopped", reason=why)
+                print(f"baton: {self.node} stopped: {why}", file=sys.stderr, flush=True)
+                self._finish(3)
+            case act.ShutDown():
+                self._finish(0)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        if self._tasks is None or (self._done is not None and self._done.done()):
+            work.close()
+            return
+        self._tasks.create_task(work, name=name)
+
+    def _trouble(self, last_sign: int | None = None) -> None:
+        """Remember when the last proof of life was, for the record of this failover; the first trouble counts."""
+        if self._last_sign == 0:
+            self._last_sign = last_sign if last_sign is not None else unix_ns()
+
+    # -- etcd ----------------------------------------------------------------------------------------------
+
+    async def _transact(self, request: act.EtcdRequest) -> None:
+        answer, revision = ev.Answer.UNKNOWN, 0
+        try:
+            answer, revision = await self._attempt(request)
+        except Unreachable:
+            # Certainly not carried out, but for the machine the same as unknown: look and try again.
+            await asyncio.sleep(0.01)
+        except OutcomeUnknown:
+            pass
+        except EtcdRefused as e:
+            answer = ev.Answer.REFUSED
+            self.log.warning("etcd_refused", request=type(request).__name__, reason=str(e))
+        if isinstance(request, act.Renew) and answer is ev.Answer.DONE:
+            self._renewed_at = boottime_ns()
+        self._feed(ev.Answered(request.request, answer, revision))
+
+    async def _attempt(self, request: act.EtcdRequest) -> tuple[ev.Answer, int]:
+        keys, limit = self.keys, self._call_timeout_s
+        match request:
+            case act.Acquire():
+                done = await self.etcd.txn(
+                    [
+                        absent(keys.leader),
+                        mod_revision(keys.tenure) == request.tenure_seen,
+                        mod_revision(keys.insync) == request.insync_seen,
+                    ],
+                    [
+                        put(keys.leader, self._leader_value(request.attempt, 0), lease=request.lease_id),
+                        put(keys.tenure, self._tenure_value()),
+                        put(keys.insync, k.dump(members=dict(request.members))),
+                    ],
+                    timeout_s=limit,
+                )
+            case act.Renew():
+                done = await self.etcd.txn(
+                    [create_revision(keys.leader) == request.token],
+                    [put(keys.leader, self._leader_value(request.attempt, request.renewal), lease=request.lease_id)],
+                    timeout_s=limit,
+                )
+            case act.Evict():
+                seen = self.election.last_renewal_seen()
+                last_sign = unix_ns() - (boottime_ns() - seen) if seen is not None else 0
+                done = await self.etcd.txn(
+                    [mod_revision(keys.leader) == request.mod_revision],
+                    [
+                        delete(keys.leader),
+                        self._put_resigned(request.token, "evicted", str(self.node), None, last_sign),
+                    ],
+                    timeout_s=limit,
+                )
+            case act.Resign():
+                self._trouble()
+                resigned = self._put_resigned(
+                    request.token, request.reason, request.actor, request.successor, self._last_sign
+                )
+                done = await self.etcd.txn(
+                    [create_revision(keys.leader) == request.token],
+                    [delete(keys.leader), resigned],
+                    timeout_s=limit,
+                )
+                if not done.succeeded:
+                    done = await self.etcd.txn(
+                        [absent(keys.leader), mod_revision(keys.tenure) == request.token],
+                        [resigned],
+                        timeout_s=limit,
+                    )
+        return (ev.Answer.DONE if done.succeeded else ev.Answer.REFUSED), done.revision
+
+    def _put_resigned(self, token: int, reason: str, actor: str, successor: str | None, last_sign: int) -> Op:
+        """last_sign: Unix ns of the old leader's last sign of life, where RTO starts."""
+        value = k.dump(token=token, reason=reason, actor=actor, successor=successor, at=unix_ns(), last_sign=last_sign)
+        return put(self.keys.resigned, value)
+
+    def _leader_value(self, attempt: int, renewal: int) -> bytes:
+        return k.dump(
+            node=self.node,
+            incarnation=self.incarnation,
+            home=self.home.id,
+            attempt=attempt,
+            ttl_ms=self.rules.ttl // 1_000_000,
+            renewal=renewal,
+            grpc=self._hello.grpc if self._hello else "",
+            http=self._hello.http if self._hello else "",
+        )
+
+    def _tenure_value(self) -> bytes:
+        return k.dump(
+            node=self.node, incarnation=self.incarnation, home=self.home.id, ttl_ms=self.rules.ttl // 1_000_000
+        )
+
+    async def _watch(self) -> None:
+        try:
+            await self._see_changes()
+        except Stop as e:  # another etcd cluster answers, or its revisions fell: tokens could repeat
+            self._carry_out(act.ClearPermit())
+            self._carry_out(act.StopNode(str(e)))
+
+    async def _see_changes(self) -> None:
+        async for seen in self.etcd.watch(self.keys.prefix):
+            match seen:
+                case Snapshot():
+                    self._raw = {kv.key: k.RawKey(kv.value, kv.create_revision, kv.mod_revision) for kv in seen.kvs}
+                    for name in k.unreadable(self.keys, self._raw):
+                        self.log.error("key_unreadable", key=name, remedy="correct or delete it with etcdctl")
+                case Changes():
+                    for e in seen.events:
+                        if e.deleted:
+                            self._raw.pop(e.kv.key, None)
+                        else:
+                            self._raw[e.kv.key] = k.RawKey(e.kv.value, e.kv.create_revision, e.kv.mod_revision)
+            self._revision = seen.revision
+            self._cluster_id = self.etcd.cluster_id or 0
+            view = k.view_of(self.keys, self._raw, seen.revision, self._cluster_id, self.rules.ttl)
+            self._feed(ev.ViewSeen(view))
+            self._look_for_requests()
+            self._picture_due = True
+
+    async def _keep_lease(self) -> None:
+        """Keep one etcd lease, on which `leader` and our member key hang. It cleans up after us; safety does not
+        rest on it. Asked for is a little more than ttl, in whole seconds; what counts is what was granted."""
+        asked_s = -(-self.rules.ttl // NS_PER_S) + 1
+        while True:
+            try:
+                lease = await self.etcd.lease_grant(asked_s, timeout_s=1.0)
+            except BatonError as e:
+                self.log.warning("etcd_lease_not_granted", reason=str(e))
+                await asyncio.sleep(0.2)
+                continue
+            if lease.ttl_s * NS_PER_S < self.rules.ttl:
+                self._carry_out(
+                    act.StopNode(
+                        f"etcd granted a lease of {lease.ttl_s} s, below lease.ttl_s = {self.rules.ttl / NS_PER_S:g} s"
+                    )
+                )
+                return
+            self._lease_id = lease.id
+            self._feed(ev.EtcdLease(lease.id))
+            self._publish.set()
+            while True:
+                await asyncio.sleep(lease.ttl_s / 4)
+                try:
+                    await self.etcd.lease_keep_alive(lease.id, timeout_s=self._call_timeout_s)
+                except LeaseGone:
+                    break
+                except (Unreachable, OutcomeUnknown, EtcdRefused) as e:
+                    self.log.warning("etcd_keep_alive_failed", reason=str(e))
+            self._lease_id = None
+            self.log.warning("etcd_lease_gone")
+            self._feed(ev.EtcdLease(None))
+
+    async def _publish_member(self) -> None:
+        """`members/<node>`: at once when told to, else every second."""
+        while True:
+            # Not wait_for: on Python 3.11 it loses a cancellation that comes together with the result.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PUBLISH_INTERVAL_S):
+                    await self._publish.wait()
+            self._publish.clear()
+            lease = self._lease_id
+            if lease is None:
+                continue
+            hello = self._hello
+            value = k.dump(
+                incarnation=self.incarnation,
+                journal_id=hello.journal_id if hello else "",
+                grpc=hello.grpc if hello else "",
+                http=hello.http if hello else "",
+                priority=self.spec.priority,
+                never_lead=self.spec.never_lead,
+                ready=hello is not None and bool(self._status.get("ready")),
+                role=type(self.election.role).__name__.lower(),
+                version=self.spec.version,
+                keeper_pid=os.getpid(),
+                worker_pid=self._worker.pid if self._worker else None,
+                status=self._status,
+            )
+            try:
+                await self.etcd.put(self.keys.member(self.node), value, lease=lease, timeout_s=self._call_timeout_s)
+            except BatonError as e:
+                self.log.warning("member_not_published", reason=str(e))
+
+    # -- requests and answers over etcd ----------------------------------------------------------------------
+
+    def _look_for_requests(self) -> None:
+        raw = self._raw.get(self.keys.switchover)
+        asked = k.load(raw)
+        if raw is not None and asked is not None and str(asked.get("id")) not in self._seen_requests:
+            if self.election.held is None:
+                return  # for whoever leads
+            request_id = str(asked.get("id"))
+            self._seen_requests.add(request_id)
+            age_s = (unix_ns() - int(asked.get("at", 0))) / NS_PER_S
+            if age_s < ANSWER_TTL_S:
+                target = asked.get("target")
+                self._feed(
+                    ev.SwitchoverAsked(NodeId(target) if target else None, str(asked.get("actor", "")), request_id)
+                )
+            self._spawn(self._delete_quietly(self.keys.switchover), "switchover-done")
+        for name in [n for n in self._raw if n.startswith(self.keys.answers)]:
+            request_id = name[len(self.keys.answers) :]
+            answer = k.load(self._raw[name])
+            if answer is not None and request_id in self._asked:
+                self._asked.discard(request_id)
+                self._tell(link.SwitchoverAnswer(request_id, bool(answer.get("ok")), str(answer.get("text", ""))))
+
+    async def _ask(self, asked: link.AskSwitchover) -> None:
+        self._asked.add(asked.request_id)
+        try:
+            await self.etcd.put(
+                self.keys.switchover,
+                k.dump(id=asked.request_id, target=asked.target, actor=asked.actor, at=unix_ns()),
+                timeout_s=1.0,
+            )
+        except BatonError as e:
+            self._asked.discard(asked.request_id)
+            self._tell(link.SwitchoverAnswer(asked.request_id, False, f"etcd did not take the request: {e}"))
+
+    async def _put_answer(self, request_id: str, ok: bool, text: str) -> None:
+        try:
+            lease = await self.etcd.lease_grant(ANSWER_TTL_S, timeout_s=1.0)
+            await self.etcd.put(self.keys.answer(request_id), k.dump(ok=ok, text=text), lease=lease.id, timeout_s=1.0)
+        except BatonError as e:
+            self.log.warning("answer_not_written", request=request_id, reason=str(e))
+
+    async def _delete_quietly(self, key: str) -> None:
+        try:
+            await self.etcd.delete(key, timeout_s=1.0)
+        except BatonError as e:
+            self.log.warning("key_not_deleted", key=key, reason=str(e))
+
+    async def _change_insync(self, p: link.ProposeInSync) -> None:
+        keys = self.keys
+        outcome, members, revision = "unknown", dict[str, str](), 0
+        try:
+            done = await self.etcd.txn(
+                [create_revision(keys.leader) == p.term, mod_revision(keys.insync) == p.expected_revision],
+                [put(keys.insync, k.dump(members=p.members))],
+                [get(keys.insync)],
+                timeout_s=self._call_timeout_s,
+            )
+            outcome = "done" if done.succeeded else "refused"
+            members, revision = p.members, done.revision
+            if not done.succeeded:
+                kvs = done.responses[0].kvs
+                stands = k.load(k.RawKey(kvs[0].value, kvs[0].create_revision, kvs[0].mod_revision)) if kvs else None
+                members = dict(stands["members"]) if stands else {}
+                revision = kvs[0].mod_revision if kvs else 0
+        except (Unreachable, OutcomeUnknown) as e:
+            self.log.warning("insync_change_unknown", reason=str(e))
+        except EtcdRefused as e:
+            self.log.error("insync_change_failed", reason=str(e))
+        self._tell(link.InSyncAnswer(p.request, outcome, members, revision))
+
+    # -- the record of a leadership ------------------------------------------------------------------------
+
+    def _start_history(self, lead: act.TellLead) -> None:
+        resigned = k.load(self._raw.get(self.keys.resigned)) or {}
+        won = unix_ns()
+        ended = int(resigned.get("at", 0)) if resigned.get("reason") == lead.cause else 0
+        last_sign = int(resigned.get("last_sign", 0)) if ended else 0
+        phases: dict[str, float] = {}
+        if last_sign and ended:
+            phases["detect"] = (ended - last_sign) / NS_PER_S
+            phases["elect"] = (won - ended) / NS_PER_S
+        self._history = {
+            "token": lead.term,
+            "node": self.node,
+            "came_from": lead.came_from,
+            "cause": lead.cause,
+            "actor": lead.actor,
+            "started_at": won,
+            "last_sign": last_sign or None,
+            "phases_s": phases,
+            "rto_s": None,
+        }
+
+    def _note_history(self, term: int, phases: dict[str, float], first_order_at: int | None) -> None:
+        h = self._history
+        if h.get("token") != term:
+            return
+        h["phases_s"].update(phases)
+        if first_order_at is not None:
+            reconciled_at = h.get("reconciled_at", first_order_at)
+            h["phases_s"]["first_order"] = max(0.0, (first_order_at - reconciled_at) / NS_PER_S)
+            if h["last_sign"]:
+                h["rto_s"] = (first_order_at - h["last_sign"]) / NS_PER_S
+        else:
+            h["reconciled_at"] = unix_ns()
+        self._spawn(self._put_history(dict(h)), "history")
+
+    async def _put_history(self, h: dict[str, Any]) -> None:
+        for _ in range(3):
+            try:
+                await self.etcd.put(self.keys.history_of(h["token"]), k.dump(**h), timeout_s=1.0)
+                return
+            except BatonError as e:
+                self.log.warning("history_not_written", reason=str(e))
+
+    # -- the worker ----------------------------------------------------------------------------------------
+
+    def _start_worker(self) -> None:
+        assert self._loop is not None
+        ours, theirs = link.link_pair()
+        self.page.clear()
+        self.page.forget_beat()
+        self._fatal = ""
+        self._hello = None
+        fds = (theirs.fileno(), self.page.fd, self.home.lock_fd)
+        env = dict(
+            os.environ,
+            BATON_LINK_FD=str(theirs.fileno()),
+            BATON_PERMIT_FD=str(self.page.fd),
+            BATON_KEEPER_PID=str(os.getpid()),
+        )
+        try:
+            self._worker = subprocess.Popen(self.spec.worker_argv, pass_fds=fds, env=env, stdin=subprocess.DEVNULL)
+        except OSError as e:
+            theirs.close()
+            ours.close()
+            self.log.error("worker_not_started", reason=str(e))
+            self._loop.call_soon(self._feed, ev.WorkerExited(f"could not be started: {e}"))
+            return
+        theirs.close()
+        self._link = link.Link(ours, self._on_message, lambda: None)
+        self._pidfd = os.pidfd_open(self._worker.pid)
+        self._loop.add_reader(self._pidfd, self._on_worker_exit)
+        self.log.info("worker_started", pid=self._worker.pid)
+        self._publish.set()
+
+    def _kill_worker(self, reason: str) -> None:
+        worker = self._worker
+        if worker is None:
+            return
+        if reason == "shutdown":
+            self._tell(link.Exit(reason))
+            assert self._loop is not None
+            self._loop.call_later(1.0, self._kill_if_alive, worker)
+            return
+        beat = self.page.beat_at()
+        self._trouble(unix_ns() - (boottime_ns() - beat) if reason == "hung" and beat is not None else None)
+        worker.kill()
+        self.log.warning("worker_killed", pid=worker.pid, reason=reason)
+
+    @staticmethod
+    def _kill_if_alive(worker: subprocess.Popen[bytes]) -> None:
+        if worker.poll() is None:
+            worker.kill()
+
+    def _on_worker_exit(self) -> None:
+        """The kernel says that the worker is dead: from here on it cannot send."""
+        assert self._loop is not None and self._worker is not None
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        code = self._worker.wait()
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = self._fatal or how
+        self._trouble()
+        self._worker = None
+        self._hello = None
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._feed(ev.WorkerExited(how))
+        self._publish.set()
+
+    def _tell(self, message: link.Message) -> None:
+        if self._link is not None:
+            self._link.send(message)
+
+    def _on_message(self, message: link.Message) -> None:
+        match message:
+            case link.Hello():
+                self._hello = message
+                self._feed(
+                    ev.WorkerHello(
+                        JournalId(message.journal_id),
+                        LogIndex(message.last_index),
+                        Term(message.highest_term),
+                        message.etcd_cluster_id,
+                    )
+                )
+                self._publish.set()
+                self._picture_due = True
+            case link.Prepared(term):
+                self._feed(ev.WorkerPrepared(Term(term)))
+            case link.Reconciled(term, phases):
+                self._feed(ev.WorkerReconciled(Term(term), phases))
+                self._note_history(term, phases, None)
+            case link.Settled(term):
+                self._feed(ev.WorkerSettled(Term(term)))
+            case link.Stopped(term):
+                self._feed(ev.WorkerStopped(Term(term)))
+            case link.StepDown(term, reason):
+                self._feed(ev.WorkerAsksToStepDown(Term(term), reason))
+            case link.ProposeInSync():
+                self._spawn(self._change_insync(message), "insync")
+            case link.FirstOrder(term, at):
+                self._note_history(term, {}, at)
+            case link.Status(fields):
+                told, self._status = self._status, fields
+                if any(fields.get(key) != told.get(key) for key in ("ready", "permission", "feed_state", "role")):
+                    self._publish.set()
+            case link.AskSwitchover():
+                self._spawn(self._ask(message), "ask-switchover")
+            case link.Fatal(reason):
+                # It sends nothing any more and is about to end; do not wait for that to resign.
+                self._fatal = reason
+                self.log.error("worker_fatal", reason=reason)
+                if self._worker is not None:
+                    self._worker.kill()
+            case _:
+                self.log.error("message_unexpected", message=type(message).__name__)
+
+    # -- the picture for people and for peers' addresses ---------------------------------------------------
+
+    def _address_of(self, node: str) -> str:
+        member = k.load(self._raw.get(self.keys.member(node))) or {}
+        leader = k.load(self._raw.get(self.keys.leader)) or {}
+        return str((leader.get("grpc") if leader.get("node") == node else "") or member.get("grpc") or "")
+
+    async def _show_picture(self) -> None:
+        """Tell the worker what we see, at most ten times a second, and at least once."""
+        while True:
+            await asyncio.sleep(0.1)
+            if self._picture_due or self.election.held is not None:
+                self._picture_due = False
+                self._tell(link.ClusterSeen(self.cluster_picture()))
+
+    def cluster_picture(self) -> dict[str, Any]:
+        """Leader, members, in-sync set and latest history as JSON-able values; durations in seconds.
+
+        lease_left_s: for the leader, until it stops acting; for the others, until they would evict it."""
+        now = boottime_ns()
+        leader = k.load(self._raw.get(self.keys.leader))
+        raw_leader = self._raw.get(self.keys.leader)
+        if leader is not None and raw_leader is not None:
+            held = self.election.held
+            seen = self.election.last_renewal_seen()
+            if held is not None:
+                until: int | None = held.act_until
+            elif seen is not None:
+                until = seen + int(leader.get("ttl_ms", 0)) * 1_000_000
+            else:
+                until = None
+            leader = {
+                "node": leader.get("node"),
+                "token": raw_leader.create_revision,
+                "lease_left_s": None if until is None else round((until - now) / NS_PER_S, 3),
+                "http": leader.get("http"),
+            }
+        prefix = self.keys.members
+        latest = sorted(n for n in self._raw if n.startswith(self.keys.history))[-20:]
+        return {
+            "cluster": self.spec.cluster,
+            "node": self.node,
+            "role": type(self.election.role).__name__.lower(),
+            "etcd_cluster_id": self._cluster_id,
+            "etcd_revision": self._revision,
+            "leader": leader,
+            "resigned": k.load(self._raw.get(self.keys.resigned)),
+            "insync": (k.load(self._raw.get(self.keys.insync)) or {}).get("members", {}),
+            "members": {n[len(prefix) :]: k.load(raw) or {} for n, raw in self._raw.items() if n.startswith(prefix)},
+            "history": [k.load(self._raw[n]) for n in latest],
+            "keeper_pid": os.getpid(),
+            "seen_at": time.time_ns(),
+        }
+
+
+async def resign_dead(spec: KeeperSpec) -> str:
+    """For systemd's ExecStopPost: prove by the lock that keeper and worker are dead, and resign for them.
+
+    Returns what was done, for people. Raises HomeBusy when something of the node is still alive, BatonError when etcd
+    cannot be reached.
+    """
+    home = Home.open(Path(spec.data_dir))
+    etcd = etcd_client(spec.etcd)
+    keys = k.Keys(spec.cluster)
+    try:
+        found = await etcd.range(keys.prefix, prefix=True)
+        raw = {kv.key: k.RawKey(kv.value, kv.create_revision, kv.mod_revision) for kv in found.kvs}
+        leader, tenure = k.load(raw.get(keys.leader)), k.load(raw.get(keys.tenure))
+        now = unix_ns()
+
+        def resigned(token: int) -> Op:
+            return put(
+                keys.resigned,
+                k.dump(
+                    token=token, reason="process died", actor=spec.node, successor=None, at=unix_ns(), last_sign=now
+                ),
+            )
+
+        if leader is not None and leader.get("home") == home.id:
+            token = raw[keys.leader].create_revision
+            done = await etcd.txn([create_revision(keys.leader) == token], [delete(keys.leader), resigned(token)])
+        elif leader is None and tenure is not None and tenure.get("home") == home.id:
+            token = raw[keys.tenure].mod_revision
+            done = await etcd.txn([absent(keys.leader), mod_revision(keys.tenure) == token], [resigned(token)])
+        else:
+            return f"{spec.node} did not lead"
+        return f"resigned token {token} for {spec.node}" if done.succeeded else f"token {token} was over already"
+    finally:
+        await etcd.close()
+        home.close()
+
+
+def main() -> None:
+    import uvloop
+
+    from .logs import configure_logging
+
+    try:
+        spec = KeeperSpec.load(Path(sys.argv[1]).read_text())
+        configure_logging(spec.log_level)
+        home = Home.open(Path(spec.data_dir))
+    except (BatonError, OSError, ValueError, TypeError, IndexError) as e:
+        print(f"baton: {e}", file=sys.stderr)
+        sys.exit(1)
+
+    async def run() -> int:
+        return await Keeper(spec, home).run()
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(run())
+    except BaseExceptionGroup as group:
+        for error in group.exceptions:
+            structlog.get_logger().error("keeper_failed", node=spec.node, reason=str(error), exc_info=error)
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
