@@ -16,27 +16,27 @@ from cluster.core.errors import ConfigError
 ClientOrderId = NewType("ClientOrderId", str)
 DecisionId = NewType("DecisionId", str)
 
-_BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxy"  # base 35: `z` is left for dividing
 
 
-def _base36(n: int) -> str:
+def _base35(n: int) -> str:
     out = ""
     while True:
-        n, r = divmod(n, 36)
-        out = _BASE36[r] + out
+        n, r = divmod(n, 35)
+        out = _DIGITS[r] + out
         if n == 0:
             return out
 
 
 def client_order_id(cluster_tag: str, term: int, index: int) -> ClientOrderId:
-    """The id of the order that the intent at (term, index) stands for: `<tag>z<term>z<index>` in base 36.
+    """The id of the order that the intent at (term, index) stands for: `<tag>z<term>z<index>` in base 35.
 
     It never changes, whoever sends it. `term` is the one the intent was written in, so anyone can audit
     split brain from the venue's history alone. `cluster_tag`: 1 to 4 characters [a-y0-9], so that `z` divides.
     At most 18 characters, alphanumeric (OKX refuses hyphens, Kraken more than 18): with a tag of 3 that leaves
-    13 for both numbers, which lasts for 36^6 terms of 36^7 entries. Raises ConfigError when it would not fit.
+    13 for both numbers, which lasts for 35^6 terms of 35^7 entries. Raises ConfigError when it would not fit.
     """
-    made = f"{cluster_tag}z{_base36(term)}z{_base36(index)}"
+    made = f"{cluster_tag}z{_base35(term)}z{_base35(index)}"
     if len(made) > 18:
         raise ConfigError(f"client order id {made!r} is longer than 18 characters; use a shorter cluster.order_tag")
     return ClientOrderId(made)
@@ -48,7 +48,7 @@ def parse_client_order_id(coid: str) -> tuple[str, int, int] | None:
     if len(parts) != 3 or not all(parts):
         return None
     try:
-        return parts[0], int(parts[1], 36), int(parts[2], 36)
+        return parts[0], int(parts[1], 35), int(parts[2], 35)
     except ValueError:
         return None
 

@@ -1,0 +1,71 @@
+"""Do the venue and the book agree? What to look up, and what to report. Pure.
+
+A snapshot of the venue is taken over several calls while orders move, so one difference proves nothing: what could be
+movement is looked up, and only what stands in two comparisons in a row is called a mismatch. The venue's word is the
+truth about money; the book follows it through facts in the journal, never by overwriting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from node.book import Book
+from node.strategy import OrderState
+from node.types import ClientOrderId, VenueFill, VenueOrder
+
+
+@dataclass(frozen=True, slots=True)
+class VenueSnapshot:
+    """fills: those after the book's venue_event_seq when it was taken. positions: net lots by symbol."""
+
+    open_orders: Sequence[VenueOrder]
+    fills: Sequence[VenueFill]
+    positions: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """fills: to be journaled if they are not yet. look_up: (intent index, client order id) to ask about."""
+
+    fills: list[VenueFill] = field(default_factory=list)
+    look_up: list[tuple[int, ClientOrderId]] = field(default_factory=list)
+    mismatches: tuple[str, ...] = ()
+
+
+class Reconciler:
+    def __init__(self, book: Book) -> None:
+        self.book = book
+        self._suspects: frozenset[str] = frozenset()
+
+    def compare(self, venue: VenueSnapshot) -> Findings:
+        """Call with a fresh snapshot each time; the first call after a gap only raises suspicions."""
+        book = self.book
+        at_venue = {o.client_order_id: o for o in venue.open_orders}
+        suspects: list[str] = []
+        look_up: list[tuple[int, ClientOrderId]] = []
+        for order in book.live_orders():
+            seen = at_venue.get(order.client_order_id)
+            if order.state is OrderState.OPEN and seen is None:
+                look_up.append((order.index, order.client_order_id))
+                suspects.append(f"order {order.client_order_id} is open in the book and not at the venue")
+            elif seen is not None and seen.filled_lots < order.filled_lots:
+                suspects.append(
+                    f"order {order.client_order_id}: {order.filled_lots} lots filled in the book, "
+                    f"{seen.filled_lots} at the venue"
+                )
+        for coid in at_venue:
+            if book.order_by_id(coid) is None:
+                suspects.append(f"order {coid} is open at the venue and unknown to the journal")
+        new = [f for f in venue.fills if not book.has_fill(f.trade_id)]
+        expected = dict(book.positions())
+        for f in new:
+            expected[f.symbol] = expected.get(f.symbol, 0) + f.side.sign * f.qty_lots
+        for symbol in sorted(expected.keys() | venue.positions.keys()):
+            ours, theirs = expected.get(symbol, 0), venue.positions.get(symbol, 0)
+            if ours != theirs:
+                suspects.append(f"position {symbol}: {ours} lots by the journal's fills, {theirs} at the venue")
+        # A suspicion names its numbers, so a difference that moves is a new one and gets its second look too.
+        standing = tuple(s for s in suspects if s in self._suspects)
+        self._suspects = frozenset(suspects)
+        return Findings(new, look_up, standing)
