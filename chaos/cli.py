@@ -1,1 +1,71 @@
-def main() -> None: ...
+"""The console script `baton`: the node's commands, and those that break and measure things.
+
+Here and not in `node/`, because imports go one way: chaos -> node -> cluster.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from node.cli import out
+from node.cli.app import app
+from node.cli.app import main as run
+
+
+def demo(
+    feed: Annotated[
+        str,
+        typer.Option(help='A capture, or "synthetic". [a recording beside the checkout, else synthetic]', metavar="F"),
+    ] = "",
+    show: Annotated[bool, typer.Option("--show", help="Break it in five ways, judge, and end.")] = False,
+    nodes: Annotated[int, typer.Option(help="Trading nodes.", min=2, max=9)] = 3,
+    etcd: Annotated[int, typer.Option(help="etcd members, 1 or 3.", metavar="1|3")] = 3,
+    speed: Annotated[float, typer.Option(help="Of the market; 2 is twice as fast.", metavar="X")] = 1.0,
+    venue_profile: Annotated[
+        str, typer.Option(help="Which fences the venue has: token, expiry or plain.", metavar="P")
+    ] = "token",
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Keep everything here; else it is removed at the end.", metavar="D")
+    ] = None,
+) -> None:
+    """A cluster of three nodes that trades on recorded market data until Ctrl-C; with --show, broken in five ways in
+    front of you and judged from the venue's own record (exit 0: everything held)."""
+    from node.cli.local import stay
+    from node.local.cluster import LocalCluster, Options
+
+    options = Options(nodes=nodes, etcd=etcd, feed=feed, speed=speed, venue_profile=venue_profile)
+    options.check()
+    where = directory or Path(tempfile.mkdtemp(prefix="baton-demo-"))
+    clean = False
+    try:
+        if show:
+            from chaos.show import run_show
+
+            clean = run_show(options, where, out.console())
+            if not clean:
+                raise out.Failed(f"not everything held; the evidence is in {where}")
+            return
+        cluster = LocalCluster(where)
+        out.say(f"starting {nodes} nodes, {etcd} etcd members, Redis, a paper venue and market data in {where}")
+        cluster.start(options, tied=True)
+        out.say(f"ready; status page: {cluster.urls[0]}")
+        clean = True
+        stay(cluster)
+    except KeyboardInterrupt:
+        clean = True
+        raise
+    finally:
+        if directory is None and clean:
+            shutil.rmtree(where, ignore_errors=True)
+
+
+app.command("demo")(demo)
+
+
+def main() -> None:
+    run()

@@ -1,0 +1,163 @@
+"""What an order could be protected with instead, measured in the same run on the same machine (DESIGN 12).
+
+Each function returns a Row with one sample per operation. Real servers: a three-member etcd, two Redis, a gRPC server
+process; all on loopback, started here and stopped here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import redis.asyncio
+import uvloop
+
+from chaos.bench.stats import Row
+from cluster.etcd import EtcdClient
+from node.gate import RedisGate
+from node.local.servers import start_etcd, start_redis
+
+WARMUP = 100
+BODY = b"x" * 100  # about an intent
+
+
+async def timed(n: int, call: Callable[[int], Awaitable[Any]]) -> list[int]:
+    """ns of each of `n` calls, one after the other, after a warm-up."""
+    for i in range(WARMUP):
+        await call(-1 - i)
+    samples = []
+    for i in range(n):
+        begun = time.perf_counter_ns()
+        await call(i)
+        samples.append(time.perf_counter_ns() - begun)
+    return samples
+
+
+def etcd_put(directory: Path, n: int) -> Row:
+    servers = start_etcd(directory / "etcd", members=3)
+    try:
+
+        async def measure() -> list[int]:
+            async with EtcdClient(servers.endpoints, call_timeout_s=2.0) as etcd:
+                return await timed(n, lambda i: etcd.put("/bench", BODY))
+
+        return Row("etcd put (3 members)", uvloop.run(measure()))
+    finally:
+        servers.stop()
+
+
+def bare_gate(directory: Path, n: int) -> Row:
+    server = start_redis(directory / "gate")
+    try:
+
+        async def measure() -> list[int]:
+            gate = RedisGate(server.url, cluster="bench", holder="bench", timeout_s=2.0, claim_ttl_s=60)
+            await gate.connect()
+            await gate.arm(1)
+            samples = await timed(n, lambda i: gate.claim_many(1, [f"bench{i}"]))
+            await gate.close()
+            return samples
+
+        return Row("gate claim alone", uvloop.run(measure()), target="0.15 ms")
+    finally:
+        server.stop()
+
+
+def redis_wait(directory: Path, n: int) -> Row:
+    """SET then WAIT 1, with appendfsync always on both: acknowledged by one replica (which may not have synced)."""
+    primary = start_redis(directory / "primary")
+    replica = start_redis(directory / "replica")
+    try:
+        host, port = primary.url.removeprefix("redis://").split("/")[0].split(":")
+
+        async def measure() -> list[int]:
+            second = redis.asyncio.Redis.from_url(replica.url)
+            await second.execute_command("REPLICAOF", host, port)
+            first = redis.asyncio.Redis.from_url(primary.url)
+            deadline = time.monotonic() + 10
+            while (await second.info("replication")).get("master_link_status") != "up":
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the Redis replica did not connect within 10 s")
+                await asyncio.sleep(0.05)
+
+            async def write(i: int) -> None:
+                pipe = first.pipeline(transaction=False)
+                pipe.set(f"bench{i}", BODY)
+                pipe.execute_command("WAIT", 1, 1000)
+                await pipe.execute()
+
+            samples = await timed(n, write)
+            await first.aclose()
+            await second.aclose()
+            return samples
+
+        return Row("Redis SET + WAIT 1 (AOF always)", uvloop.run(measure()))
+    finally:
+        replica.stop()
+        primary.stop()
+
+
+# -- the floor: a gRPC stream round trip to another process that syncs before it answers ---------------------
+
+
+def _echo_server(path: str, ready: Connection) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    async def echo(requests: AsyncIterator[bytes], _context: object) -> AsyncIterator[bytes]:
+        async for message in requests:
+            os.write(fd, message)
+            os.fdatasync(fd)
+            yield b"ok"
+
+    async def serve() -> None:
+        server = grpc.aio.server()
+        handler = grpc.stream_stream_rpc_method_handler(echo)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", {"Echo": handler}),))
+        ready.send(server.add_insecure_port("127.0.0.1:0"))
+        await server.start()
+        await server.wait_for_termination()
+
+    uvloop.run(serve())
+
+
+def grpc_floor(directory: Path, n: int) -> Row:
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    server = multiprocessing.get_context("spawn").Process(
+        target=_echo_server, args=(str(directory / "echo"), there), daemon=True
+    )
+    server.start()
+    try:
+        port = here.recv()
+
+        async def measure() -> list[int]:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                stream = channel.stream_stream("/bench.Echo/Echo")()
+
+                async def trip(_i: int) -> None:
+                    await stream.write(BODY)
+                    await stream.read()
+
+                samples = await timed(n, trip)
+                await stream.done_writing()
+                return samples
+
+        return Row("gRPC stream round trip + fdatasync", uvloop.run(measure()))
+    finally:
+        server.kill()
+        server.join()
+
+
+def all_rows(n: int = 2000) -> list[Row]:
+    """Directory: on a real disk, since tmpfs does not sync."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("BATON_BENCH_DIR", ".")) as d:
+        directory = Path(d)
+        return [f(directory, n) for f in (grpc_floor, bare_gate, redis_wait, etcd_put)]
