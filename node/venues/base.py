@@ -7,7 +7,7 @@ Every adapter passes `tests/contract/venue_contract.py`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -98,21 +98,27 @@ class Armed:
 
 class Venue(Protocol):
     """One account at one venue. Every call ends within its timeout and raises nothing but CancelledError,
-    `Unreachable` (certainly not asked) and `OutcomeUnknown`; `submit` and `lookup` return those as values."""
+    `Unreachable` (certainly not asked) and `OutcomeUnknown`; `submit`, `cancel` and `lookup` return those as values.
+    `cancel_all` and `keep_alive` also raise `StaleTerm`: the venue has seen a higher token, we are deposed."""
 
     capabilities: Capabilities
 
     async def connect(self) -> None:
-        """Connect and read the capabilities. Raises Unreachable. Afterwards reconnects by itself."""
+        """Connect and read the capabilities. Raises Unreachable, and ConfigError when venue and configuration
+        disagree about an instrument. Afterwards reconnects by itself."""
 
     async def close(self) -> None: ...
 
     @property
     def connected(self) -> bool: ...
 
-    def submit(self, order: WireOrder) -> "SubmitTicket":
-        """Write the order once, now. Synchronous up to the write: no await stands between the caller's permit
-        check and this. The answer is awaited on the ticket."""
+    def submit(self, order: WireOrder, still_allowed: Callable[[], bool] | None = None) -> SubmitTicket:
+        """Write the order once, now; the answer is awaited on the ticket. Synchronous up to where the order is
+        queued for the wire.
+
+        still_allowed: asked by the adapter right before the bytes are handed to the transport, with no await in
+        between; False drops the order as NotSent("permit_ended"). An order may wait in that queue (a busy
+        transport, a blocked loop), so a permit that was read only before the call would be read too early."""
 
     async def cancel(self, client_order_id: ClientOrderId, token: int) -> SubmitResult:
         """Ask for a cancel. Accepted means "it will close or has closed"; the private stream tells how."""
@@ -124,7 +130,8 @@ class Venue(Protocol):
         """Make the venue refuse lower tokens. On a venue without tokens: a no-op that echoes `token`."""
 
     async def keep_alive(self, token: int, ttl_s: float) -> None:
-        """Re-arm the dead-man's switch: resting orders are cancelled unless called again within ttl_s."""
+        """Re-arm the dead-man's switch: resting orders are cancelled unless called again within ttl_s. On a venue
+        without one: a no-op."""
 
     async def lookup(self, client_order_id: ClientOrderId) -> LookupResult: ...
 
