@@ -64,7 +64,22 @@ def demo(
             shutil.rmtree(where, ignore_errors=True)
 
 
+def bench(
+    results: Annotated[Path, typer.Option(help="Where the JSON goes, and whose disk is synced.", metavar="D")] = Path(
+        "bench-results"
+    ),
+    failovers: Annotated[int, typer.Option(help="Of each kind.", min=1)] = 30,
+    orders: Annotated[int, typer.Option(help="Per latency row.", min=100)] = 5000,
+) -> None:
+    """Measure failovers and order latency beside the alternatives, in one run; table on stdout, JSON in a file."""
+    from chaos.bench.suite import run_suite
+
+    path = run_suite(results, out.console(), failovers=failovers, orders=orders)
+    out.say(f"written to {path}")
+
+
 app.command("demo")(demo)
+app.command("bench")(bench)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from chaos.record_tail import RecordTail
 from chaos.verdict import JournalEvidence, Verdict, journal_evidence, judge, judge_record
 from cluster.clock import boottime_ns
 from cluster.core.errors import BatonError, OutcomeUnknown, Unreachable
@@ -78,6 +79,7 @@ class Show:
         self.acts: list[Act] = []
         self.stale_offered = 0
         self.stale_answers: list[str] = []
+        self.tail = RecordTail(cluster.venue_record)
 
     def run(self) -> Result:
         acts: list[tuple[str, Callable[[str, int], None]]] = [
@@ -206,25 +208,20 @@ class Show:
             if leader is None or status["permission"]["level"] != "allowed":
                 return None
             in_sync = [n for n in status["nodes"] if n["in_sync"] and n["feed_state"] == "live"]
-            if len(in_sync) < len(self.cluster.nodes) or not self._accepted(at_least=int(leader["token"])):
+            if len(in_sync) < len(self.cluster.nodes) or self.tail.wait_order(int(leader["token"]), 0) is None:
                 return None
             return status
 
         found: dict[str, Any] = self._wait(f"a healthy cluster {when}", HEALTHY_LIMIT_S, healthy)
         return found
 
-    def _accepted(self, at_least: int) -> dict[str, Any] | None:
-        """The first accepted order of a token that high."""
-        for line in read_record(self.cluster.venue_record):
-            if line["kind"] == "new" and line["outcome"] == "accepted" and (line["token"] or 0) >= at_least:
-                return line
-        return None
-
     def _first_order_after(self, token: int) -> dict[str, Any]:
-        found: dict[str, Any] = self._wait(
-            f"an order of a leader after token {token}", FAILOVER_LIMIT_S, lambda: self._accepted(token + 1)
-        )
-        return found
+        first = self.tail.wait_order(token + 1, FAILOVER_LIMIT_S)
+        if first is None:
+            raise ShowFailed(
+                f"no order of a leader after token {token} in {FAILOVER_LIMIT_S:g} s; see {self.cluster.dir}"
+            )
+        return first
 
     def _history_of(self, token: int) -> dict[str, Any]:
         def look() -> dict[str, Any] | None:
@@ -238,7 +235,8 @@ class Show:
 
     def _trade_until(self, orders: int) -> None:
         def enough() -> bool:
-            return judge_record(read_record(self.cluster.venue_record)).orders_accepted >= orders
+            self.tail.read()
+            return self.tail.orders_accepted >= orders
 
         self._wait(f"{orders} accepted orders", 60.0, enough)
 

@@ -18,8 +18,8 @@ def percentile(samples: Sequence[int], fraction: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured thing. samples in nanoseconds. target_ns: DESIGN 12's median, 0: none. beside: the name of the row it
-    is compared with in the same run. per_s: for rates, instead of samples."""
+    """One measured thing. samples in nanoseconds. target: DESIGN 12's, in words. beside: the name of the row it is
+    compared with in the same run. per_s: for rates."""
 
     name: str
     samples: Sequence[int] = ()

@@ -1,0 +1,150 @@
+"""`baton bench`: DESIGN 12, each row beside its alternative, measured in one run on this machine.
+
+Prints a table and writes JSON. Nothing here is a test: figures are reported, never asserted.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from chaos.bench import alternatives, protected, replication
+from chaos.bench.failover import Failovers
+from chaos.bench.stats import Row, duration, percentile, ratio
+from node.client import get_json
+from node.version import VERSION
+
+
+def run_suite(results: Path, console: Console, *, failovers: int = 30, orders: int = 5000) -> Path:
+    """Measure everything; where the JSON went. Works in `results`, on whose disk the journals are synced."""
+    results.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        console.print(f"  {row.name}: {_figure(row)}")
+
+    with tempfile.TemporaryDirectory(dir=results) as d:
+        where = Path(d)
+        console.print("alternatives")
+        for measure in (
+            alternatives.grpc_floor,
+            alternatives.bare_gate,
+            alternatives.redis_wait,
+            alternatives.etcd_put,
+        ):
+            add(measure(_new(where), orders // 2))
+        console.print("protection")
+        for row in _protection(where, orders):
+            add(row)
+        console.print("failovers")
+        with Failovers(where / "cluster") as cluster:
+            for kind in (cluster.switchover, cluster.killed, cluster.hung, cluster.host_lost):
+                add(kind(failovers))
+            add(_in_cluster(cluster))
+            add(_idle(cluster))
+        with Failovers(where / "floor", ttl_s=0.3) as cluster:
+            add(cluster.host_lost(failovers))
+    console.print(_table(rows))
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    path = results / f"bench-{stamp}.json"
+    path.write_text(
+        json.dumps({"schema": 1, "machine": machine(), "rows": [r.as_json() for r in rows]}, indent=2) + "\n"
+    )
+    return path
+
+
+def _new(where: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=where))
+
+
+def _alone(work: Coroutine[Any, Any, Any]) -> Any:
+    """On a loop of its own, with the collector's pauses kept out as in the worker."""
+    gc.collect()
+    gc.freeze()
+    return uvloop.run(work)
+
+
+def _protection(where: Path, orders: int) -> list[Row]:
+    took, _ = _alone(protected.measure(_new(where), orders))
+    rows = [
+        Row("protected order, added latency", took, target="≤ 0.6 ms, p99 ≤ 2", beside="etcd put (3 members)"),
+    ]
+    took, rate = _alone(protected.measure(_new(where), orders * 6, writers=64))
+    rows.append(Row("protected orders, 64 at once", took, target="≥ 12,000/s", per_s=rate))
+    entries = 300_000
+    ns = _alone(replication.catch_up(_new(where), entries))
+    rows.append(Row("catch-up, entries", per_s=entries / ns * 1e9, target="≥ 100,000/s"))
+    return rows
+
+
+def _in_cluster(cluster: Failovers) -> Row:
+    """What the running three-node cluster's leader says of its own last orders: decided to sent."""
+    status = cluster.cluster.status()
+    leader = status["leader"]["node"]
+    stage = get_json(cluster.cluster.http_url(leader), "/v1/node")["latency_s"].get("protected", {})
+    note = f"p50 {stage.get('p50', 0) * 1e3:.2f} ms, p99 {stage.get('p99', 0) * 1e3:.2f} ms of its last 1,024"
+    return Row("decided to sent, in the cluster of three", note=note)
+
+
+def _idle(cluster: Failovers) -> Row:
+    used = cluster.idle_standby()
+    note = f"{used['cpu'] * 100:.1f} % of a core, {used['rss_mb']:.0f} MB for both processes"
+    return Row("standby beside a trading leader", note=note, target="< 3 %, < 150 MB")
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "baton": VERSION,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cores": os.cpu_count(),
+        "cpu": _cpu_name(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _figure(row: Row) -> str:
+    parts: list[str] = []
+    if row.samples:
+        at: Callable[[float], str] = lambda f: duration(percentile(row.samples, f))  # noqa: E731
+        parts.append(f"{at(0.5)} median, {at(0.99)} p99 (n = {len(row.samples)})")
+    if row.per_s is not None:
+        parts.append(f"{row.per_s:,.0f}/s")
+    if row.note:
+        parts.append(row.note)
+    return "; ".join(parts)
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table(title="Measured in one run", title_justify="left")
+    for column in ("what", "n", "median", "p99", "p99.9", "rate", "target", "beside"):
+        table.add_column(column, justify="left" if column in ("what", "target", "beside") else "right")
+    by_name = {r.name: r for r in rows}
+    for r in rows:
+        cells = [duration(percentile(r.samples, f)) if r.samples else "" for f in (0.5, 0.99, 0.999)]
+        other = by_name.get(r.beside)
+        times = ratio(r, other) if other is not None else None
+        beside = f"{times:.2f} × {r.beside}" if times is not None else r.note
+        rate = f"{r.per_s:,.0f}/s" if r.per_s is not None else ""
+        table.add_row(r.name, str(len(r.samples) or ""), *cells, rate, r.target, beside)
+    return table
