@@ -39,7 +39,7 @@ from .core import actions as act
 from .core import events as ev
 from .core.election import Election, Timing
 from .core.errors import BatonError, OutcomeUnknown, Stop, Unreachable
-from .core.ids import NS_PER_S, Incarnation, Instant, JournalId, LogIndex, NodeId, Term
+from .core.ids import NS_PER_S, Incarnation, Instant, JournalId, LogIndex, NodeId, Term, ns
 from .core.lease import LeaseRules
 from .etcd import (
     Changes,
@@ -61,6 +61,8 @@ from .permit import PermitPage
 
 TICK_S = 0.02
 PUBLISH_INTERVAL_S = 1.0
+PICTURE_MIN_S = 0.1
+PICTURE_MAX_S = 0.5
 SHUTDOWN_LIMIT_S = 5.0
 ANSWER_TTL_S = 60
 
@@ -698,11 +700,14 @@ class Keeper:
         return str((leader.get("grpc") if leader.get("node") == node else "") or member.get("grpc") or "")
 
     async def _show_picture(self) -> None:
-        """Tell the worker what we see, at most ten times a second, and at least once."""
+        """Tell the worker what we see: when it changed, at most ten times a second; and every half second at least, since
+        a picture that grows old says that the keeper hangs, not that etcd is silent."""
+        told_at = 0
         while True:
-            await asyncio.sleep(0.1)
-            if self._picture_due or self.election.held is not None:
-                self._picture_due = False
+            await asyncio.sleep(PICTURE_MIN_S)
+            now = boottime_ns()
+            if self._picture_due or now - told_at > ns(PICTURE_MAX_S):
+                self._picture_due, told_at = False, now
                 self._tell(link.ClusterSeen(self.cluster_picture()))
 
     def cluster_picture(self) -> dict[str, Any]:

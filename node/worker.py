@@ -61,6 +61,7 @@ from node.feeds.base import Feed, FeedState
 from node.gate import GateUnavailable, GateUnsuitable, RedisGate
 from node.host import StrategyHost, load_strategy
 from node.permission import Conditions, Level, Permission
+from node.status.http import StatusServer
 from node.strategy import OrderState, Role, Wish
 from node.telemetry import Telemetry
 from node.trader import Trader, TradingRules
@@ -121,6 +122,7 @@ class Worker:
         self._lead_task: asyncio.Task[None] | None = None
         self._change = 0  # number of the in-sync change under way
         self._digests = Digests()
+        self._turn = asyncio.Lock()  # for what changes whom we follow; fair, so it goes in the order of the messages
         self._failed: asyncio.Future[None] | None = None
         self._exiting = False
 
@@ -337,8 +339,7 @@ class Worker:
     def _on_message(self, message: link.Message) -> None:
         match message:
             case link.Follow(node, address, term):
-                self.conditions.standing = "standby"
-                self.follower.follow(NodeId(node), address, Term(term))
+                self._spawn(self._follow(NodeId(node), address, Term(term)), "follow")
             case link.Prepare(term):
                 self._spawn(self._prepare(Term(term)), "prepare")
             case link.Lead():
@@ -377,8 +378,16 @@ class Worker:
             self._spawn(self.journal.set_etcd_cluster_id(cluster_id), "remember-etcd")
 
     async def _prepare(self, term: Term) -> None:
-        await self.follower.stop_following(closing=term)
+        async with self._turn:
+            await self.follower.stop_following(closing=term)
         self.link.send(link.Prepared(term))
+
+    async def _follow(self, leader: NodeId, address: str, term: Term) -> None:
+        """In turn: a Prepare and the Follow after it may arrive together, and stopping takes a while. Out of turn, the
+        stop would end the new leader's stream and close its term for ever."""
+        async with self._turn:
+            self.conditions.standing = "standby"
+            self.follower.follow(leader, address, term)
 
     # -- leading -------------------------------------------------------------------------------------------
 
@@ -397,7 +406,8 @@ class Worker:
         begun = boottime_ns()
         log.info("taking_over", term=term, cause=lead.cause, came_from=lead.came_from)
         self.conditions.standing = "taking over"
-        await self.follower.stop_following()
+        async with self._turn:
+            await self.follower.stop_following()
         self._facts.clear()
         self._log = LeaderLog(
             self.journal,
@@ -628,8 +638,6 @@ class Worker:
     # -- node.status.source.StatusSource -------------------------------------------------------------------
 
     async def _serve_status(self) -> None:
-        from node.status.http import StatusServer
-
         await StatusServer(self, self.telemetry, self.config.node.http_listen).serve()
 
     async def _publish(self) -> None:
@@ -650,6 +658,7 @@ class Worker:
         digest = self._digests.latest
         orders = self.book.live_orders()
         return {
+            "at": unix_ns(),
             "role": "leader" if leading else "standby",
             "ready": self.conditions.feed is FeedState.LIVE and self.venue.connected,
             "permission": self.permission.level.value,
