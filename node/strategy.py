@@ -44,7 +44,7 @@ Wish = Place | Cancel
 
 
 class Role(Enum):
-    """active: wishes become orders. shadow: they are compared with the leader's. blocked: leading, but no new orders."""
+    """active: wishes become orders. shadow: they are compared with the leader's. blocked: leading, no new orders."""
 
     ACTIVE = "active"
     SHADOW = "shadow"

@@ -87,7 +87,7 @@ class FeedHealth:
 
 class Feed(Protocol):
     def events(self) -> AsyncIterator[MarketEvent]:
-        """Market events in order, without end: reconnects by itself. Duplicates and late ones are dropped and counted."""
+        """Market events in order, without end: reconnects by itself. Repeated and late ones are dropped and counted."""
 
     def health(self, now: int) -> FeedHealth:
         """`now`: Instant."""
