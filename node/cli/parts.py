@@ -46,7 +46,7 @@ def node_resign(
     import asyncio
 
     from cluster.home import HomeBusy
-    from cluster.keeper import resign_dead
+    from cluster.registry import resign_dead
     from node.config import load_config
     from node.spec import keeper_spec
 
