@@ -17,16 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
-import random
 import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,65 +36,25 @@ from .core import actions as act
 from .core import events as ev
 from .core.election import Election, Timing
 from .core.errors import BatonError, OutcomeUnknown, Stop, Unreachable
-from .core.ids import NS_PER_S, Incarnation, Instant, JournalId, LogIndex, NodeId, Term, ns
+from .core.ids import NS_PER_S, Incarnation, JournalId, LogIndex, NodeId, Term, ns
 from .core.lease import LeaseRules
 from .etcd import (
     Changes,
-    EtcdClient,
     EtcdRefused,
     LeaseGone,
-    Op,
     Snapshot,
-    TlsFiles,
-    absent,
-    create_revision,
-    delete,
-    get,
-    mod_revision,
-    put,
 )
 from .home import Home
 from .permit import PermitPage
+from .record import LeadershipRecord
+from .registry import ANSWER_TTL_S, Identity, Registry, etcd_client
+from .spec import KeeperSpec
 
 TICK_S = 0.02
 PUBLISH_INTERVAL_S = 1.0
 PICTURE_MIN_S = 0.1
 PICTURE_MAX_S = 0.5
 SHUTDOWN_LIMIT_S = 5.0
-ANSWER_TTL_S = 60
-
-
-@dataclass(frozen=True)
-class KeeperSpec:
-    """Everything a keeper is told. Times in nanoseconds where the name does not say otherwise."""
-
-    cluster: str
-    node: str
-    data_dir: str
-    etcd: dict[str, Any]  # EtcdClient's arguments; tls as a dict of file names
-    rules: dict[str, Any]  # LeaseRules
-    timing: dict[str, Any]  # Timing
-    worker_argv: list[str]
-    priority: int = 100
-    never_lead: bool = False
-    version: str = ""
-    log_level: str = "info"
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, text: str) -> KeeperSpec:
-        return cls(**json.loads(text))
-
-
-def etcd_client(spec: dict[str, Any]) -> EtcdClient:
-    arguments = dict(spec)
-    tls = arguments.pop("tls", None)
-    return EtcdClient(
-        arguments.pop("endpoints"),
-        tls=TlsFiles(**tls) if tls else None,
-        rng=random.Random(secrets.randbits(64)),
-        **arguments,
-    )
 
 
 class Keeper:
@@ -120,8 +77,12 @@ class Keeper:
             now=boottime_ns(),
         )
         self.etcd = etcd_client(spec.etcd)
-        self._call_timeout_s = min(
-            float(spec.etcd.get("call_timeout_s", 0.25)), (self.rules.ttl - self.rules.margin) / NS_PER_S / 3
+        call_timeout_s = float(spec.etcd.get("call_timeout_s", 0.25))
+        self.registry = Registry(
+            self.etcd,
+            self.keys,
+            Identity(spec.node, self.incarnation, home.id, self.rules.ttl),
+            min(call_timeout_s, (self.rules.ttl - self.rules.margin) / NS_PER_S / 3),
         )
         self._raw: dict[str, k.RawKey] = {}
         self._revision = 0
@@ -135,11 +96,10 @@ class Keeper:
         self._link: link.Link | None = None
         self._fatal = ""
         self._last_sign = 0  # Unix ns of the last proof of life before the trouble at hand; 0: no trouble
-        self._history: dict[str, Any] = {}
+        self._record: LeadershipRecord | None = None
         self._seen_requests: set[str] = set()
         self._asked: set[str] = set()
         self._picture_due = False
-        self._renewed_at: Instant | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._done: asyncio.Future[int] | None = None
         self._tasks: asyncio.TaskGroup | None = None
@@ -229,7 +189,8 @@ class Keeper:
             case act.TellPrepare(term):
                 self._tell(link.Prepare(term))
             case act.TellLead():
-                self._start_history(action)
+                resigned = k.load(self._raw.get(self.keys.resigned)) or {}
+                self._record = LeadershipRecord(self.spec.node, action, resigned, unix_ns())
                 self._tell(
                     link.Lead(
                         action.term,
@@ -256,7 +217,7 @@ class Keeper:
             case act.KillWorker(reason):
                 self._kill_worker(reason)
             case act.AnswerSwitchover(request_id, ok, text):
-                self._spawn(self._put_answer(request_id, ok, text), "answer")
+                self._spawn(self.registry.answer_switchover(request_id, ok, text), "answer")
             case act.Note(event, fields):
                 self.log.info(event, **fields)
             case act.StopNode(why):
@@ -280,94 +241,12 @@ class Keeper:
     # -- etcd ----------------------------------------------------------------------------------------------
 
     async def _transact(self, request: act.EtcdRequest) -> None:
-        answer, revision = ev.Answer.UNKNOWN, 0
-        try:
-            answer, revision = await self._attempt(request)
-        except Unreachable:
-            # Certainly not carried out, but for the machine the same as unknown: look and try again.
-            await asyncio.sleep(0.01)
-        except OutcomeUnknown:
-            pass
-        except EtcdRefused as e:
-            answer = ev.Answer.REFUSED
-            self.log.warning("etcd_refused", request=type(request).__name__, reason=str(e))
-        if isinstance(request, act.Renew) and answer is ev.Answer.DONE:
-            self._renewed_at = boottime_ns()
+        if isinstance(request, act.Resign):
+            self._trouble()
+        answer, revision = await self.registry.carry_out(
+            request, last_sign=self._last_sign, renewal_seen=self.election.last_renewal_seen()
+        )
         self._feed(ev.Answered(request.request, answer, revision))
-
-    async def _attempt(self, request: act.EtcdRequest) -> tuple[ev.Answer, int]:
-        keys, limit = self.keys, self._call_timeout_s
-        match request:
-            case act.Acquire():
-                done = await self.etcd.txn(
-                    [
-                        absent(keys.leader),
-                        mod_revision(keys.tenure) == request.tenure_seen,
-                        mod_revision(keys.insync) == request.insync_seen,
-                    ],
-                    [
-                        put(keys.leader, self._leader_value(request.attempt, 0), lease=request.lease_id),
-                        put(keys.tenure, self._tenure_value()),
-                        put(keys.insync, k.dump(members=dict(request.members))),
-                    ],
-                    timeout_s=limit,
-                )
-            case act.Renew():
-                done = await self.etcd.txn(
-                    [create_revision(keys.leader) == request.token],
-                    [put(keys.leader, self._leader_value(request.attempt, request.renewal), lease=request.lease_id)],
-                    timeout_s=limit,
-                )
-            case act.Evict():
-                seen = self.election.last_renewal_seen()
-                last_sign = unix_ns() - (boottime_ns() - seen) if seen is not None else 0
-                done = await self.etcd.txn(
-                    [mod_revision(keys.leader) == request.mod_revision],
-                    [
-                        delete(keys.leader),
-                        self._put_resigned(request.token, "evicted", str(self.node), None, last_sign),
-                    ],
-                    timeout_s=limit,
-                )
-            case act.Resign():
-                self._trouble()
-                resigned = self._put_resigned(
-                    request.token, request.reason, request.actor, request.successor, self._last_sign
-                )
-                done = await self.etcd.txn(
-                    [create_revision(keys.leader) == request.token],
-                    [delete(keys.leader), resigned],
-                    timeout_s=limit,
-                )
-                if not done.succeeded:
-                    done = await self.etcd.txn(
-                        [absent(keys.leader), mod_revision(keys.tenure) == request.token],
-                        [resigned],
-                        timeout_s=limit,
-                    )
-        return (ev.Answer.DONE if done.succeeded else ev.Answer.REFUSED), done.revision
-
-    def _put_resigned(self, token: int, reason: str, actor: str, successor: str | None, last_sign: int) -> Op:
-        """last_sign: Unix ns of the old leader's last sign of life, where RTO starts."""
-        value = k.dump(token=token, reason=reason, actor=actor, successor=successor, at=unix_ns(), last_sign=last_sign)
-        return put(self.keys.resigned, value)
-
-    def _leader_value(self, attempt: int, renewal: int) -> bytes:
-        return k.dump(
-            node=self.node,
-            incarnation=self.incarnation,
-            home=self.home.id,
-            attempt=attempt,
-            ttl_ms=self.rules.ttl // 1_000_000,
-            renewal=renewal,
-            grpc=self._hello.grpc if self._hello else "",
-            http=self._hello.http if self._hello else "",
-        )
-
-    def _tenure_value(self) -> bytes:
-        return k.dump(
-            node=self.node, incarnation=self.incarnation, home=self.home.id, ttl_ms=self.rules.ttl // 1_000_000
-        )
 
     async def _watch(self) -> None:
         try:
@@ -420,7 +299,7 @@ class Keeper:
             while True:
                 await asyncio.sleep(lease.ttl_s / 4)
                 try:
-                    await self.etcd.lease_keep_alive(lease.id, timeout_s=self._call_timeout_s)
+                    await self.etcd.lease_keep_alive(lease.id, timeout_s=self.registry.timeout_s)
                 except LeaseGone:
                     break
                 except (Unreachable, OutcomeUnknown, EtcdRefused) as e:
@@ -440,25 +319,27 @@ class Keeper:
             lease = self._lease_id
             if lease is None:
                 continue
-            hello = self._hello
-            value = k.dump(
-                incarnation=self.incarnation,
-                journal_id=hello.journal_id if hello else "",
-                grpc=hello.grpc if hello else "",
-                http=hello.http if hello else "",
-                priority=self.spec.priority,
-                never_lead=self.spec.never_lead,
-                ready=hello is not None and bool(self._status.get("ready")),
-                role=type(self.election.role).__name__.lower(),
-                version=self.spec.version,
-                keeper_pid=os.getpid(),
-                worker_pid=self._worker.pid if self._worker else None,
-                status=self._status,
-            )
             try:
-                await self.etcd.put(self.keys.member(self.node), value, lease=lease, timeout_s=self._call_timeout_s)
+                await self.registry.put_member(lease, self._member())
             except BatonError as e:
                 self.log.warning("member_not_published", reason=str(e))
+
+    def _member(self) -> dict[str, Any]:
+        hello = self._hello
+        return {
+            "incarnation": self.incarnation,
+            "journal_id": hello.journal_id if hello else "",
+            "grpc": hello.grpc if hello else "",
+            "http": hello.http if hello else "",
+            "priority": self.spec.priority,
+            "never_lead": self.spec.never_lead,
+            "ready": hello is not None and bool(self._status.get("ready")),
+            "role": type(self.election.role).__name__.lower(),
+            "version": self.spec.version,
+            "keeper_pid": os.getpid(),
+            "worker_pid": self._worker.pid if self._worker else None,
+            "status": self._status,
+        }
 
     # -- requests and answers over etcd ----------------------------------------------------------------------
 
@@ -476,7 +357,7 @@ class Keeper:
                 self._feed(
                     ev.SwitchoverAsked(NodeId(target) if target else None, str(asked.get("actor", "")), request_id)
                 )
-            self._spawn(self._delete_quietly(self.keys.switchover), "switchover-done")
+            self._spawn(self.registry.drop_switchover(), "switchover-done")
         for name in [n for n in self._raw if n.startswith(self.keys.answers)]:
             request_id = name[len(self.keys.answers) :]
             answer = k.load(self._raw[name])
@@ -487,95 +368,17 @@ class Keeper:
     async def _ask(self, asked: link.AskSwitchover) -> None:
         self._asked.add(asked.request_id)
         try:
-            await self.etcd.put(
-                self.keys.switchover,
-                k.dump(id=asked.request_id, target=asked.target, actor=asked.actor, at=unix_ns()),
-                timeout_s=1.0,
-            )
+            await self.registry.ask_switchover(asked.request_id, asked.target, asked.actor)
         except BatonError as e:
             self._asked.discard(asked.request_id)
             self._tell(link.SwitchoverAnswer(asked.request_id, False, f"etcd did not take the request: {e}"))
 
-    async def _put_answer(self, request_id: str, ok: bool, text: str) -> None:
-        try:
-            lease = await self.etcd.lease_grant(ANSWER_TTL_S, timeout_s=1.0)
-            await self.etcd.put(self.keys.answer(request_id), k.dump(ok=ok, text=text), lease=lease.id, timeout_s=1.0)
-        except BatonError as e:
-            self.log.warning("answer_not_written", request=request_id, reason=str(e))
-
-    async def _delete_quietly(self, key: str) -> None:
-        try:
-            await self.etcd.delete(key, timeout_s=1.0)
-        except BatonError as e:
-            self.log.warning("key_not_deleted", key=key, reason=str(e))
-
     async def _change_insync(self, p: link.ProposeInSync) -> None:
-        keys = self.keys
-        outcome, members, revision = "unknown", dict[str, str](), 0
-        try:
-            done = await self.etcd.txn(
-                [create_revision(keys.leader) == p.term, mod_revision(keys.insync) == p.expected_revision],
-                [put(keys.insync, k.dump(members=p.members))],
-                [get(keys.insync)],
-                timeout_s=self._call_timeout_s,
-            )
-            outcome = "done" if done.succeeded else "refused"
-            members, revision = p.members, done.revision
-            if not done.succeeded:
-                kvs = done.responses[0].kvs
-                stands = k.load(k.RawKey(kvs[0].value, kvs[0].create_revision, kvs[0].mod_revision)) if kvs else None
-                members = dict(stands["members"]) if stands else {}
-                revision = kvs[0].mod_revision if kvs else 0
-        except (Unreachable, OutcomeUnknown) as e:
-            self.log.warning("insync_change_unknown", reason=str(e))
-        except EtcdRefused as e:
-            self.log.error("insync_change_failed", reason=str(e))
-        self._tell(link.InSyncAnswer(p.request, outcome, members, revision))
+        o = await self.registry.change_insync(p.term, p.members, p.expected_revision)
+        self._tell(link.InSyncAnswer(p.request, o.outcome, o.members, o.revision))
 
-    # -- the record of a leadership ------------------------------------------------------------------------
-
-    def _start_history(self, lead: act.TellLead) -> None:
-        resigned = k.load(self._raw.get(self.keys.resigned)) or {}
-        won = unix_ns()
-        ended = int(resigned.get("at", 0)) if resigned.get("reason") == lead.cause else 0
-        last_sign = int(resigned.get("last_sign", 0)) if ended else 0
-        phases: dict[str, float] = {}
-        if last_sign and ended:
-            phases["detect"] = (ended - last_sign) / NS_PER_S
-            phases["elect"] = (won - ended) / NS_PER_S
-        self._history = {
-            "token": lead.term,
-            "node": self.node,
-            "came_from": lead.came_from,
-            "cause": lead.cause,
-            "actor": lead.actor,
-            "started_at": won,
-            "last_sign": last_sign or None,
-            "phases_s": phases,
-            "rto_s": None,
-        }
-
-    def _note_history(self, term: int, phases: dict[str, float], first_order_at: int | None) -> None:
-        h = self._history
-        if h.get("token") != term:
-            return
-        h["phases_s"].update(phases)
-        if first_order_at is not None:
-            reconciled_at = h.get("reconciled_at", first_order_at)
-            h["phases_s"]["first_order"] = max(0.0, (first_order_at - reconciled_at) / NS_PER_S)
-            if h["last_sign"]:
-                h["rto_s"] = (first_order_at - h["last_sign"]) / NS_PER_S
-        else:
-            h["reconciled_at"] = unix_ns()
-        self._spawn(self._put_history(dict(h)), "history")
-
-    async def _put_history(self, h: dict[str, Any]) -> None:
-        for _ in range(3):
-            try:
-                await self.etcd.put(self.keys.history_of(h["token"]), k.dump(**h), timeout_s=1.0)
-                return
-            except BatonError as e:
-                self.log.warning("history_not_written", reason=str(e))
+    def _put_record(self, record: LeadershipRecord) -> None:
+        self._spawn(self.registry.put_history(record.as_json()), "history")
 
     # -- the worker ----------------------------------------------------------------------------------------
 
@@ -652,6 +455,7 @@ class Keeper:
         match message:
             case link.Hello():
                 self._hello = message
+                self.registry.addresses = {"grpc": message.grpc, "http": message.http}
                 self._feed(
                     ev.WorkerHello(
                         JournalId(message.journal_id),
@@ -666,7 +470,8 @@ class Keeper:
                 self._feed(ev.WorkerPrepared(Term(term)))
             case link.Reconciled(term, phases):
                 self._feed(ev.WorkerReconciled(Term(term), phases))
-                self._note_history(term, phases, None)
+                if self._record is not None and self._record.reconciled(term, phases, unix_ns()):
+                    self._put_record(self._record)
             case link.Settled(term):
                 self._feed(ev.WorkerSettled(Term(term)))
             case link.Stopped(term):
@@ -676,7 +481,8 @@ class Keeper:
             case link.ProposeInSync():
                 self._spawn(self._change_insync(message), "insync")
             case link.FirstOrder(term, at):
-                self._note_history(term, {}, at)
+                if self._record is not None and self._record.first_order(term, at):
+                    self._put_record(self._record)
             case link.Status(fields):
                 told, self._status = self._status, fields
                 if any(fields.get(key) != told.get(key) for key in ("ready", "permission", "feed_state", "role")):
@@ -700,8 +506,8 @@ class Keeper:
         return str((leader.get("grpc") if leader.get("node") == node else "") or member.get("grpc") or "")
 
     async def _show_picture(self) -> None:
-        """Tell the worker what we see: when it changed, at most ten times a second; and every half second at least, since
-        a picture that grows old says that the keeper hangs, not that etcd is silent."""
+        """Tell the worker what we see: when it changed, at most ten times a second; and every half second at least,
+        since a picture that grows old says that the keeper hangs, not that etcd is silent."""
         told_at = 0
         while True:
             await asyncio.sleep(PICTURE_MIN_S)
@@ -748,43 +554,6 @@ class Keeper:
             "keeper_pid": os.getpid(),
             "seen_at": time.time_ns(),
         }
-
-
-async def resign_dead(spec: KeeperSpec) -> str:
-    """For systemd's ExecStopPost: prove by the lock that keeper and worker are dead, and resign for them.
-
-    Returns what was done, for people. Raises HomeBusy when something of the node is still alive, BatonError when etcd
-    cannot be reached.
-    """
-    home = Home.open(Path(spec.data_dir))
-    etcd = etcd_client(spec.etcd)
-    keys = k.Keys(spec.cluster)
-    try:
-        found = await etcd.range(keys.prefix, prefix=True)
-        raw = {kv.key: k.RawKey(kv.value, kv.create_revision, kv.mod_revision) for kv in found.kvs}
-        leader, tenure = k.load(raw.get(keys.leader)), k.load(raw.get(keys.tenure))
-        now = unix_ns()
-
-        def resigned(token: int) -> Op:
-            return put(
-                keys.resigned,
-                k.dump(
-                    token=token, reason="process died", actor=spec.node, successor=None, at=unix_ns(), last_sign=now
-                ),
-            )
-
-        if leader is not None and leader.get("home") == home.id:
-            token = raw[keys.leader].create_revision
-            done = await etcd.txn([create_revision(keys.leader) == token], [delete(keys.leader), resigned(token)])
-        elif leader is None and tenure is not None and tenure.get("home") == home.id:
-            token = raw[keys.tenure].mod_revision
-            done = await etcd.txn([absent(keys.leader), mod_revision(keys.tenure) == token], [resigned(token)])
-        else:
-            return f"{spec.node} did not lead"
-        return f"resigned token {token} for {spec.node}" if done.succeeded else f"token {token} was over already"
-    finally:
-        await etcd.close()
-        home.close()
 
 
 def main() -> None:
