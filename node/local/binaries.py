@@ -127,11 +127,20 @@ def etcd_version_warnings(version: str | Version) -> list[str]:
     floor = {(3, 5): (3, 5, 33), (3, 6): (3, 6, 14), (3, 7): (3, 7, 1)}.get(version[:2])
     if version < ETCD_OLDEST:
         return [f"etcd {text} is not supported: it must be 3.4 or newer"]
+    warnings = []
+    if (3, 5, 0) <= version <= (3, 5, 2):
+        # Not one that our compares make harmless: a member that missed one write judges every later compare by it.
+        warnings.append(
+            f"etcd {text} can come back from a SIGKILL with other data than its peers (etcd#13766, fixed in 3.5.3) and "
+            "then confirm transactions whose compares do not hold: good for a laptop, never for production"
+        )
     if hard and version < hard:
-        return [
+        warnings.append(
             f"etcd {text} can answer stale reads after a process pause, and below 3.5.23 and 3.6.5 may confirm the "
             "renewal of a revoked lease. Baton's compares keep that safe, but it may cost time: use 3.6.14 or 3.7.1"
-        ]
-    if floor and version < floor:
-        return [f"etcd {text} can leak watched keys across roles (GHSA-xg4h-6gfc-h4m8): use 3.6.14, 3.7.1 or newer"]
-    return []
+        )
+    elif floor and version < floor:
+        warnings.append(
+            f"etcd {text} can leak watched keys across roles (GHSA-xg4h-6gfc-h4m8): use 3.6.14, 3.7.1 or newer"
+        )
+    return warnings

@@ -30,7 +30,10 @@ from cluster.clock import boottime_ns
 from cluster.core.errors import BatonError, ConfigError
 from cluster.core.ids import ns
 
-from .binaries import Binary, etcd_version_warnings, find_etcd, find_redis
+from .binaries import Binary
+from .binaries import etcd_version_warnings as etcd_version_warnings  # for callers of this module as well
+from .binaries import find_etcd as find_etcd
+from .binaries import find_redis as find_redis
 
 READY_TIMEOUT_S = 20.0
 STOP_GRACE_S = 5.0
