@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import logging
 import random
 import sys
 import tempfile
@@ -17,6 +18,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+import structlog
+import uvloop
 
 from cluster.clock import unix_ns
 from cluster.core.errors import BatonError
@@ -192,10 +196,10 @@ async def catch_up(directory: Path, entries: int) -> int:
     address = await leader.start()
     try:
         async with asyncio.timeout(LIMIT_S), standby(directory, address):
-            while not (followers := leader.log.followers()):
+            while not (followers := leader.log.followers()):  # noqa: ASYNC110 - another process makes it true
                 await asyncio.sleep(0.001)
             started = time.perf_counter_ns()
-            while followers[0].durable < entries:
+            while followers[0].durable < entries:  # 1 ms of error in seconds
                 await asyncio.sleep(0.001)
                 followers = leader.log.followers() or followers
             return time.perf_counter_ns() - started
@@ -222,8 +226,7 @@ def _row(name: str, took: Sequence[int]) -> str:
 
 def _run(make: object) -> object:
     """One measurement on a loop of its own, with the collector's pauses kept out as in the worker."""
-    import uvloop
-
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     gc.collect()
     gc.freeze()
     return uvloop.run(make)  # type: ignore[arg-type]
