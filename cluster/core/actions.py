@@ -160,7 +160,7 @@ class StopNode:
 
 @dataclass(frozen=True, slots=True)
 class ShutDown:
-    """All is released; the process may end."""
+    """The worker is dead and all is released, or etcd was silent too long to be told; the process may end."""
 
 
 Action = (

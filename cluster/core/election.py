@@ -22,9 +22,10 @@ from . import actions as act
 from . import events as ev
 from . import role
 from .ids import NS_PER_S, Incarnation, Instant, JournalId, NodeId, Term
-from .lease import InSync, LeaseRules, Sightings, View, acquire_from, evict_from, rank
+from .lease import InSync, LeaseRules, Sightings, View, acquire_from, choose_successor, evict_from, rank
 
 MS = NS_PER_S // 1000
+STANDBY_PATIENCE = 4
 STABLE = 30 * NS_PER_S
 """A worker that lived so long is restarted without the back-off its predecessors earned."""
 
@@ -106,11 +107,14 @@ class Election:
         self.view: View | None = None
         self.held: _Held | None = None
         self._seen = Sightings()
+        self._revision = 0  # the highest that etcd has shown us, in a view or an answer
+        self._behind_since: Instant | None = None  # since when the journal remembers more than that
         self._lease_id: int | None = None
         self._worker: _Worker | None = None
         self._leaving: _Leaving | None = None
         self._owed: tuple[Term, _Leaving] | None = None  # a resignation that etcd has not confirmed
         self._released = Term(0)  # the last term we gave up; a view may show its key a little longer
+        self._evicted = 0  # the mod_revision of the key that we evicted last; the same
 
         self._request = 0
         self._attempt = 0
@@ -120,7 +124,7 @@ class Election:
         self._renewing: tuple[int, Instant] | None = None  # (request, sent_at)
 
         self._last_tick = now
-        self._awake_since = now  # heartbeats older than this were missed by *us*, not by the worker
+        self._slept = (now, now)  # the last long time without an event: silence in it says nothing of the worker
         self._kill_at: Instant | None = None  # a worker that was told to stop dies at this time
         self._drain_until: Instant | None = None
         self._killing = False
@@ -129,6 +133,7 @@ class Election:
         self._cause = ("first start", "")
         self._came_from: NodeId | None = None
         self._shutdown: str | None = None
+        self._shutdown_by: Instant | None = None  # ends whatever etcd says by then
         self._stopped = False
 
     # -- the outside ---------------------------------------------------------------------------------------
@@ -148,7 +153,7 @@ class Election:
             case ev.EtcdLease(lease_id):
                 self._lease_id = lease_id
             case ev.WorkerHello():
-                self._on_hello(event, out)
+                self._on_hello(event, now, out)
             case ev.WorkerPrepared(term):
                 if self._worker is not None:
                     self._worker.prepared = max(self._worker.prepared, term)
@@ -177,14 +182,18 @@ class Election:
 
     def wake_at(self) -> Instant | None:
         """The next moment at which time alone changes something; None: the regular tick is enough."""
+        if self._stopped:
+            return None
         kill_at = None if self._killing else self._kill_at
         times = [t for t in (kill_at, self._drain_until, self._start_at) if t is not None]
         if self.held is not None and self._renews:
             times.append(Instant(self.held.act_until - self.timing.warn_lead))
             if self._renewing is None:
                 times.append(self.held.next_renewal)
+        if self._owed is not None and self._lead_op is None:
+            times.append(self._lead_retry_at)
         due = self._campaign_due()
-        if due is not None:
+        if due is not None and not self._must_prepare:  # else the worker's answer comes first, and is an event
             times.append(max(due, self._lead_retry_at))
         return min(times) if times else None
 
@@ -193,9 +202,9 @@ class Election:
         """Never once fenced: a leader that cannot be stopped must at least lose its key."""
         return isinstance(self.role, role.Promoting | role.Leader | role.Draining)
 
-    @property
-    def journal_id(self) -> JournalId | None:
-        return self._worker.journal_id if self._worker else None
+    def last_renewal_seen(self) -> Instant | None:
+        """When the leader's latest renewal was first seen here; None: there is no leader."""
+        return self._seen.renewal[1] if self._seen.renewal else None
 
     # -- role steps ----------------------------------------------------------------------------------------
 
@@ -215,8 +224,10 @@ class Election:
                 case role.StopWorker(term):
                     out.append(act.TellStop(term, reason))
                     until = self.held.act_until if self.held else now
-                    # Confirm soon, and in any case before the permit would have ended.
-                    self._kill_at = Instant(max(now + 10 * MS, min(until, now + self.timing.stop_grace)))
+                    # Confirm soon, and before the permit would have ended; once it has, as after a pause, nothing is
+                    # gained by killing a worker that has only just been woken too.
+                    grace_end = now + self.timing.stop_grace
+                    self._kill_at = Instant(max(now + 10 * MS, min(until, grace_end)) if until > now else grace_end)
                 case role.DrainWorker(term):
                     out.append(act.TellDrain(term, self._leaving.successor if self._leaving else None))
                     self._drain_until = Instant(now + self.timing.drain_timeout)
@@ -269,39 +280,38 @@ class Election:
         if self.view is not None and view.revision < self.view.revision:
             return
         self.view = view
+        self._revision = max(self._revision, view.revision)
         self._seen.note(view, now)
         if self.held is not None and view.revision >= self.held.term:
             self._check_held(view, now, out)
-        if view.leader is None:
-            self._claim_vacancy_of_mine(view)
-        elif view.leader.incarnation == self.incarnation:
-            self._find_own_key(view, now, out)
-        elif view.leader.home == self.home:
-            # We hold this home's lock, so the keeper that wrote this and its worker are dead: no need to wait a ttl.
-            self._owed = (view.leader.token, _Leaving("restarted", str(self.me)))
-        if view.leader is not None:
-            self._cause = ("leader key vanished", "")
-        elif view.ended_properly and view.resigned is not None:
-            self._cause = (view.resigned.reason, view.resigned.actor)
-        self._check_memory(out)
+        self._look_for_mine(view, now, out)
+        self._check_memory(now, out)
 
-    def _check_memory(self, out: list[act.Action]) -> None:
+    def _check_memory(self, now: Instant, out: list[act.Action]) -> None:
         """The journal remembers which etcd it has seen, and how far. An etcd that is younger than that, or another
-        one, would hand out tokens again that gates and venues have already seen."""
+        one, would hand out tokens again that gates and venues have already seen.
+
+        A watch may lag behind what the worker knows:
+        1. our acquire is answered, the worker leads that term and notes it; 2. no view of it has come yet;
+        3. the worker dies and says hello again. So a lower revision is a reason to wait first, and then to stop."""
         view, worker = self.view, self._worker
-        if view is None or worker is None or self._stopped:
+        if view is None or worker is None or worker.journal_id is None or self._stopped:
             return
+        if worker.highest_term <= self._revision:
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = now
         why = None
-        if worker.highest_term > view.revision:
+        if self._behind_since is not None and now - self._behind_since > self.rules.ttl:
             why = (
-                f"etcd's revision {view.revision} is lower than term {worker.highest_term}, which this node's journal has "
-                "seen: etcd was restored from a backup or replaced. Restore it with a revision bump (etcdutl snapshot "
-                "restore --bump-revision), or accept this etcd as it is with `baton fence rebase`."
+                f"etcd's revision {self._revision} is lower than term {worker.highest_term}, which this node's journal "
+                "has seen: etcd was restored from a backup or replaced. Restore it with a revision bump (etcdutl "
+                "snapshot restore --bump-revision), or accept this etcd as it is with `baton fence rebase`."
             )
         elif 0 != worker.etcd_cluster_id != view.cluster_id:
             why = (
-                f"etcd's cluster id {view.cluster_id:x} is not {worker.etcd_cluster_id:x}, which this node's journal belongs "
-                "to. Correct etcd.endpoints, or accept this etcd as it is with `baton fence rebase`."
+                f"etcd's cluster id {view.cluster_id:x} is not {worker.etcd_cluster_id:x}, which this node's journal "
+                "belongs to. Correct etcd.endpoints, or accept this etcd as it is with `baton fence rebase`."
             )
         if why is not None:
             self._stopped = True
@@ -315,6 +325,18 @@ class Election:
             self._lose("deposed", now, out, by=role.HigherTermSeen(view.leader.token))
         else:
             self._lose("leader key vanished", now, out)
+
+    def _look_for_mine(self, view: View, now: Instant, out: list[act.Action]) -> None:
+        """What in this view did we, or our predecessor, leave behind?"""
+        if isinstance(self._lead_op, act.Acquire):
+            return  # the answer is still to come, and is the better source; it makes us look again
+        if view.leader is None:
+            self._claim_vacancy_of_mine(view)
+        elif view.leader.incarnation == self.incarnation:
+            self._find_own_key(view, now, out)
+        elif view.leader.home == self.home:
+            # We hold this home's lock, so the keeper that wrote this and its worker are dead: no need to wait a ttl.
+            self._owed = (view.leader.token, _Leaving("restarted", str(self.me)))
 
     def _claim_vacancy_of_mine(self, view: View) -> None:
         """The last tenure was of this home, and is not resigned: nobody need wait for it."""
@@ -333,9 +355,7 @@ class Election:
         3. no renewal was sent, so the permit may run from that attempt's own sent_at, if that is not over yet.
         """
         key = view.leader
-        if key is None or isinstance(self._lead_op, act.Acquire):
-            return  # the answer is still to come, and is the better source
-        if self.held is not None or key.token <= self._released:
+        if key is None or self.held is not None or key.token <= self._released:
             return
         sent_at = self._sent_at.get(key.attempt)
         if sent_at is not None and isinstance(self.role, role.Standby):
@@ -355,13 +375,21 @@ class Election:
 
     def _notice_pause(self, now: Instant, out: list[act.Action]) -> None:
         gap = now - self._last_tick
+        if gap > self.timing.hang_timeout // 2:
+            self._slept = (self._last_tick, now)
         self._last_tick = now
         if gap <= self.rules.pause_budget:
             return
-        self._awake_since = now
         if self.held is not None and not isinstance(self.role, role.Fenced):
             self._lose("paused", now, out)
         out.append(act.Note("paused", {"gap_s": gap / NS_PER_S}))
+
+    def _silent_for(self, since: Instant, now: Instant) -> int:
+        """How long the worker has been silent, less the last long time that *we* were not there either: a host that is
+        paused as a whole must not find its worker hung on waking. Only the last, so that a keeper which is always late
+        still finds out."""
+        start, end = self._slept
+        return now - since - max(0, end - max(start, since))
 
     def _on_tick(self, beat_at: Instant | None, now: Instant, out: list[act.Action]) -> None:
         held = self.held
@@ -370,6 +398,8 @@ class Election:
             self._lose("no renewal was confirmed in time", now, out, by=role.DeadlinePassed())
         if self._drain_until is not None and now >= self._drain_until:
             self._lose("drain timed out", now, out)
+        if self._behind_since is not None:
+            self._check_memory(now, out)
         if self._worker is not None and not self._killing:
             self._watch_worker(self._worker, beat_at, now, out)
         if self._start_at is not None and now >= self._start_at and self._shutdown is None:
@@ -385,10 +415,15 @@ class Election:
         if self._kill_at is not None and now >= self._kill_at:
             self._kill("did not confirm that it stopped", now, out)
         elif beat_at is None or worker.journal_id is None:
-            if now - worker.started_at > self.timing.start_timeout:
+            if self._silent_for(worker.started_at, now) > self.timing.start_timeout:
                 self._kill("did not start in time", now, out)
-        elif now - max(beat_at, self._awake_since) > self.timing.hang_timeout:
+        elif self._silent_for(beat_at, now) > self._hang_limit:
             self._kill("hung", now, out)
+
+    @property
+    def _hang_limit(self) -> int:
+        """A worker that does not lead costs nothing while it is slow (imports, a long catch-up): it is given longer."""
+        return self.timing.hang_timeout if self.held is not None else STANDBY_PATIENCE * self.timing.hang_timeout
 
     def _kill(self, reason: str, now: Instant, out: list[act.Action]) -> None:
         if self._renews:
@@ -400,14 +435,14 @@ class Election:
 
     # -- the worker ----------------------------------------------------------------------------------------
 
-    def _on_hello(self, hello: ev.WorkerHello, out: list[act.Action]) -> None:
+    def _on_hello(self, hello: ev.WorkerHello, now: Instant, out: list[act.Action]) -> None:
         if self._worker is None or self._worker.journal_id is not None:
             return
         self._worker.journal_id = hello.journal_id
         self._worker.highest_term = hello.highest_term
         self._worker.etcd_cluster_id = hello.etcd_cluster_id
-        self.role, _ = role.step(self.role, role.JournalOpened())
-        self._check_memory(out)
+        self._step(role.JournalOpened(), now, out)
+        self._check_memory(now, out)
 
     def _on_worker_exited(self, how: str, now: Instant, out: list[act.Action]) -> None:
         if self.held is not None and self._leaving is None:
@@ -435,42 +470,20 @@ class Election:
             return refuse(f"{self.me} is {_name(self.role)}; try again when it leads and trades")
         if asked.target == self.me:
             return refuse(f"{self.me} leads already")
-        target, why = self._choose_successor(asked.target)
+        target, why = choose_successor(self.view, self.me, asked.target)
         if target is None:
             return refuse(why)
         self._leaving = _Leaving("switchover", asked.actor, target)
         self._step(role.SwitchoverRequested(), now, out)
         out.append(act.AnswerSwitchover(asked.request_id, True, f"handing over to {target}"))
 
-    def _choose_successor(self, wanted: NodeId | None) -> tuple[NodeId | None, str]:
-        view = self.view
-        if view is None:
-            return None, "no view of etcd yet"
-        able = [
-            m
-            for m in view.members.values()
-            if m.node != self.me and m.ready and not m.never_lead and view.insync.names(m.node, m.journal_id)
-        ]
-        able.sort(key=lambda m: (-m.priority, m.node))
-        if wanted is None:
-            return (able[0].node, "") if able else (None, "no other node is in sync and ready to lead")
-        if any(m.node == wanted for m in able):
-            return wanted, ""
-        m = view.members.get(wanted)
-        if m is None:
-            known = ", ".join(sorted(view.members)) or "none"
-            return None, f"no live member is called {wanted!r} (members: {known})"
-        if m.never_lead:
-            return None, f"{wanted} is tagged never_lead"
-        if not m.ready:
-            return None, f"{wanted} is not ready"
-        return None, f"{wanted} is not in sync; wait until it has caught up"
-
     def _on_shutdown(self, actor: str, now: Instant, out: list[act.Action]) -> None:
+        if self._shutdown_by is None:
+            self._shutdown_by = Instant(now + self.timing.drain_timeout + self.rules.ttl)
         self._shutdown = actor
         self._start_at = None
-        if isinstance(self.role, role.Leader):
-            target, _ = self._choose_successor(None)
+        if isinstance(self.role, role.Leader) and self.view is not None:
+            target, _ = choose_successor(self.view, self.me, None)
             if target is not None:
                 self._leaving = _Leaving("shutdown", actor, target)
                 self._step(role.SwitchoverRequested(), now, out)
@@ -495,7 +508,10 @@ class Election:
                 out.append(self._lead_op)
             else:
                 self._campaign(now, out)
-        if self._shutdown is not None and self.held is None and self._owed is None and self._lead_op is None:
+        if self._shutdown_by is None or self.held is not None:
+            return
+        # What etcd has not confirmed by then, a wait of the others replaces.
+        if (self._owed is None and self._lead_op is None) or now >= self._shutdown_by:
             if self._worker is not None:
                 if not self._killing:
                     self._kill("shutdown", now, out)
@@ -526,10 +542,14 @@ class Election:
             return None
         if self._owed is not None or self.held is not None or self._lead_op is not None:
             return None
+        if self._killing or self._behind_since is not None:
+            return None
         if view.insync.mod_revision == 0:
             if view.tenure is not None:
                 return None  # who held everything is not known any more; a person must say
         elif not view.insync.names(self.me, worker.journal_id):
+            return None
+        if view.leader is not None and view.leader.mod_revision == self._evicted:
             return None
         due = evict_from(view, self._seen) if view.leader is not None else acquire_from(view, self._seen)
         if due is None:
@@ -543,19 +563,29 @@ class Election:
             wait += self.timing.successor_grace
         return Instant(due + wait)
 
+    @property
+    def _must_prepare(self) -> bool:
+        """Before an acquire, the worker has to confirm that it acknowledges nothing of the last term any more."""
+        view, worker = self.view, self._worker
+        return (
+            worker is not None
+            and view is not None
+            and view.leader is None
+            and view.tenure is not None
+            and worker.prepared < view.tenure.token
+        )
+
     def _campaign(self, now: Instant, out: list[act.Action]) -> None:
         due, view, worker = self._campaign_due(), self.view, self._worker
         if due is None or view is None or worker is None or worker.journal_id is None or self._lease_id is None:
             return
-        if view.leader is None:
+        if view.tenure is not None and self._must_prepare:
             # The stream is closed before the campaign: from then on no acknowledgement of the old term exists, so
             # the replication acknowledgement is itself a fence. Asked for early, in parallel with the wait by rank.
-            last = view.tenure.token if view.tenure else Term(0)
-            if worker.prepared < last:
-                if worker.asked_to_prepare < last:
-                    worker.asked_to_prepare = last
-                    out.append(act.TellPrepare(last))
-                return
+            if worker.asked_to_prepare < view.tenure.token:
+                worker.asked_to_prepare = view.tenure.token
+                out.append(act.TellPrepare(view.tenure.token))
+            return
         if now < due:
             return
         if view.leader is not None:
@@ -564,7 +594,7 @@ class Election:
             self._attempt += 1
             self._sent_at[self._attempt] = now
             self._sent_at.pop(self._attempt - 8, None)
-            self._came_from = view.tenure.node if view.tenure else None
+            self._note_vacancy(view)
             members = {n: j for n, j in view.insync.members.items() if view.tenure is None or n != view.tenure.node}
             members[self.me] = worker.journal_id
             self._lead_op = act.Acquire(
@@ -578,6 +608,7 @@ class Election:
         out.append(self._lead_op)
 
     def _on_answer(self, answered: ev.Answered, now: Instant, out: list[act.Action]) -> None:
+        self._revision = max(self._revision, answered.revision)
         if self._renewing is not None and answered.request == self._renewing[0]:
             sent_at = self._renewing[1]
             self._renewing = None
@@ -592,10 +623,10 @@ class Election:
             case act.Acquire() if answered.answer is ev.Answer.DONE:
                 sent_at = self._sent_at[op.attempt]
                 self._won(Term(answered.revision), op.attempt, sent_at, now, out, op=op)
-            case act.Acquire() if self.view is not None and self.view.leader is not None:
-                # The view may have overtaken the answer: look at it again, now that no answer is to come.
-                if self.view.leader.incarnation == self.incarnation:
-                    self._find_own_key(self.view, now, out)
+            case act.Acquire() if self.view is not None:
+                self._look_for_mine(self.view, now, out)  # the view may have overtaken the answer
+            case act.Evict() if answered.answer is ev.Answer.DONE:
+                self._evicted = op.mod_revision  # asking again would only be in the way of our acquire
             case act.Resign() if answered.answer is not ev.Answer.UNKNOWN:
                 if self._owed is not None and self._owed[0] == op.token:
                     self._owed = None
@@ -613,19 +644,35 @@ class Election:
         op: act.Acquire | None = None,
     ) -> None:
         until = self.rules.act_until(sent_at)
-        if not isinstance(self.role, role.Standby) or now >= until - self.timing.warn_lead:
+        seen = self.view.insync if self.view else InSync()
+        insync = seen if op is None else InSync(op.members, int(token))
+        if not self._still_fit(token, insync) or now >= until - self.timing.warn_lead:
             self._owe_unused(token)
             return
-        if op is not None:
-            insync = InSync(op.members, int(token))
-        else:
-            insync = self.view.insync if self.view else InSync()
         self.held = _Held(token, attempt, 0, until, Instant(sent_at + self.rules.renew_interval))
         self._step(role.LeaseGranted(token, until), now, out)
         cause, actor = self._cause
         out.append(act.TellLead(token, insync, cause, actor, self._came_from))
         if self.view is not None and self.view.revision >= token:
             self._check_held(self.view, now, out)  # the view may have overtaken the answer
+
+    def _note_vacancy(self, view: View) -> None:
+        """Why there is one, for the record of the leadership that may come of it."""
+        self._came_from = view.tenure.node if view.tenure else None
+        if view.ended_properly and view.resigned is not None:
+            self._cause = (view.resigned.reason, view.resigned.actor)
+        else:
+            self._cause = ("first start" if view.tenure is None else "leader key vanished", "")
+
+    def _still_fit(self, token: Term, insync: InSync) -> bool:
+        """Much may have happened since the acquire left: its worker may be dead or about to be, or its journal lost and
+        replaced by an empty one, which must not lead in the name of the one that was elected."""
+        worker = self._worker
+        if worker is None or worker.journal_id is None or self._killing or self._shutdown is not None:
+            return False
+        if not isinstance(self.role, role.Standby) or token <= worker.highest_term:
+            return False
+        return insync.names(self.me, worker.journal_id)
 
     def _on_renewed(self, answer: ev.Answer, sent_at: Instant, now: Instant, out: list[act.Action]) -> None:
         held = self.held

@@ -54,16 +54,24 @@ class LeaseRules:
         found = []
         if self.ttl < TTL_FLOOR_NS:
             found.append(f"lease.ttl_s = {s(self.ttl)} must be at least {s(TTL_FLOOR_NS)}")
+        if self.renew_interval <= 0:
+            found.append(f"lease.renew_interval_s = {s(self.renew_interval)} must be above 0 s")
+        if self.clock_drift_max < 0 or self.send_slack < 0:
+            found.append(
+                f"lease.clock_drift_max = {self.clock_drift_max:g} and lease.send_slack_s = {s(self.send_slack)} "
+                "must not be negative: they would shrink the margin"
+            )
         if not self.renew_interval * 3 < self.ttl - self.margin:
             found.append(
                 f"lease.renew_interval_s * 3 = {s(self.renew_interval * 3)} must be below "
                 f"lease.ttl_s - lease.margin_s = {s(self.ttl - self.margin)}, so that two lost renewals are survived"
             )
         needed = self.ttl * 2 * self.clock_drift_max + self.send_slack
-        if self.margin < needed:
+        if not self.margin >= needed:  # so put, a drift that is not a number does not pass
             found.append(
                 f"lease.margin_s = {s(self.margin)} must be at least "
-                f"ttl_s * 2 * clock_drift_max + send_slack_s = {s(needed)}, or the old leader may still act when the next one does"
+                f"ttl_s * 2 * clock_drift_max + send_slack_s = {s(needed)}, "
+                "or the old leader may still act when the next one does"
             )
         return found
 
@@ -215,3 +223,26 @@ def rank(view: View, me: NodeId) -> int:
         if m.node == me:
             return i
     return len(queue)
+
+
+def choose_successor(view: View, me: NodeId, wanted: NodeId | None) -> tuple[NodeId | None, str]:
+    """Who `me` may hand over to: `wanted`, or the best when None. Without one, the reason, fit to be shown."""
+    able = [
+        m
+        for m in view.members.values()
+        if m.node != me and m.ready and not m.never_lead and view.insync.names(m.node, m.journal_id)
+    ]
+    able.sort(key=lambda m: (-m.priority, m.node))
+    if wanted is None:
+        return (able[0].node, "") if able else (None, "no other node is in sync and ready to lead")
+    if any(m.node == wanted for m in able):
+        return wanted, ""
+    m = view.members.get(wanted)
+    if m is None:
+        known = ", ".join(sorted(view.members)) or "none"
+        return None, f"no live member is called {wanted!r} (members: {known})"
+    if m.never_lead:
+        return None, f"{wanted} is tagged never_lead"
+    if not m.ready:
+        return None, f"{wanted} is not ready"
+    return None, f"{wanted} is not in sync; wait until it has caught up"
