@@ -16,70 +16,13 @@ Read next: `cluster/keeper.py`, the shell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from . import actions as act
 from . import events as ev
 from . import role
-from .ids import NS_PER_S, Incarnation, Instant, JournalId, NodeId, Term
+from .holding import Held, Leaving
+from .ids import NS_PER_S, Incarnation, Instant, NodeId, Term
 from .lease import InSync, LeaseRules, Sightings, View, acquire_from, choose_successor, evict_from, rank
-
-MS = NS_PER_S // 1000
-STANDBY_PATIENCE = 4
-STABLE = 30 * NS_PER_S
-"""A worker that lived so long is restarted without the back-off its predecessors earned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Nanoseconds. hang_timeout: a worker without a heartbeat for so long is killed. start_timeout: the same before
-    its first one. stop_grace: how long a fenced worker may take to confirm. warn_lead: how long before the
-    permit's end a leader whose renewals fail stops. rank_step: what a candidate waits for each better one.
-    successor_grace: what the others wait when a successor was named. drain_timeout: for a switchover's settling."""
-
-    hang_timeout: int = 250 * MS
-    start_timeout: int = 20 * NS_PER_S
-    stop_grace: int = 100 * MS
-    warn_lead: int = 40 * MS
-    rank_step: int = 8 * MS
-    successor_grace: int = 150 * MS
-    drain_timeout: int = 1000 * MS
-    retry: int = 20 * MS
-    restart_min: int = 50 * MS
-    restart_max: int = 10 * NS_PER_S
-
-
-@dataclass(slots=True)
-class _Worker:
-    """What is known of the worker process; times are Instants."""
-
-    started_at: Instant
-    journal_id: JournalId | None = None  # None until its hello
-    prepared: Term = Term(0)  # acknowledges nothing of this term or below
-    asked_to_prepare: Term = Term(0)
-    follows: Term = Term(0)
-    highest_term: Term = Term(0)
-    etcd_cluster_id: int = 0
-
-
-@dataclass(slots=True)
-class _Held:
-    """The `leader` key that is ours."""
-
-    term: Term
-    attempt: int
-    renewal: int
-    act_until: Instant
-    next_renewal: Instant
-
-
-@dataclass(frozen=True, slots=True)
-class _Leaving:
-    """Why the current term ends, for `resigned`."""
-
-    reason: str
-    actor: str
-    successor: NodeId | None = None
+from .ward import MS, Restarts, Timing, Wakefulness, Worker
 
 
 class Election:
@@ -105,14 +48,14 @@ class Election:
 
         self.role: role.State = role.Starting()
         self.view: View | None = None
-        self.held: _Held | None = None
+        self.held: Held | None = None
         self._seen = Sightings()
         self._revision = 0  # the highest that etcd has shown us, in a view or an answer
         self._behind_since: Instant | None = None  # since when the journal remembers more than that
         self._lease_id: int | None = None
-        self._worker: _Worker | None = None
-        self._leaving: _Leaving | None = None
-        self._owed: tuple[Term, _Leaving] | None = None  # a resignation that etcd has not confirmed
+        self._worker: Worker | None = None
+        self._leaving: Leaving | None = None
+        self._owed: tuple[Term, Leaving] | None = None  # a resignation that etcd has not confirmed
         self._released = Term(0)  # the last term we gave up; a view may show its key a little longer
         self._evicted = 0  # the mod_revision of the key that we evicted last; the same
 
@@ -123,12 +66,11 @@ class Election:
         self._lead_retry_at = Instant(0)
         self._renewing: tuple[int, Instant] | None = None  # (request, sent_at)
 
-        self._last_tick = now
-        self._slept = (now, now)  # the last long time without an event: silence in it says nothing of the worker
+        self._awake = Wakefulness(now, timing.hang_timeout // 2)
         self._kill_at: Instant | None = None  # a worker that was told to stop dies at this time
         self._drain_until: Instant | None = None
         self._killing = False
-        self._restarts = 0
+        self._restarts = Restarts(timing)
         self._start_at: Instant | None = None
         self._cause = ("first start", "")
         self._came_from: NodeId | None = None
@@ -218,7 +160,6 @@ class Election:
                     out.append(act.WritePermit(permit))
                     if isinstance(event, role.Reconciled):
                         out.append(act.TellGranted(permit.token))
-                        self._restarts = 0
                 case role.DropPermit():
                     out.append(act.ClearPermit())
                 case role.StopWorker(term):
@@ -238,9 +179,9 @@ class Election:
                 act.Note(
                     "role_changed",
                     {
-                        "role_from": _name(before),
-                        "role": _name(self.role),
-                        "term": self._term_of(before) or self._term_of(self.role),
+                        "role_from": role.name(before),
+                        "role": role.name(self.role),
+                        "term": role.term_of(before) or role.term_of(self.role),
                         "reason": reason,
                     },
                 )
@@ -250,19 +191,15 @@ class Election:
         if not isinstance(self.role, role.Fenced):
             self._kill_at = None
 
-    @staticmethod
-    def _term_of(state: role.State) -> Term | None:
-        return getattr(state, "term", None)
-
     def _lose(self, reason: str, now: Instant, out: list[act.Action], *, by: role.Event | None = None) -> None:
         """End the current term from inside: fence, then wait for the worker to confirm."""
         if self._leaving is None:
-            self._leaving = _Leaving(reason, str(self.me))
+            self._leaving = Leaving(reason, str(self.me))
         self._step(by or role.LeaseLost(reason), now, out)
 
     def _owe(self, term: Term) -> None:
         """`term` is over here and its worker cannot send: etcd must be told, until it confirms."""
-        leaving = self._leaving or _Leaving("released", str(self.me))
+        leaving = self._leaving or Leaving("released", str(self.me))
         self._owed = (term, leaving)
         self._released = max(self._released, term)
         self._leaving = None
@@ -272,7 +209,7 @@ class Election:
 
     def _owe_unused(self, token: Term) -> None:
         self._released = max(self._released, token)
-        self._owed = (token, _Leaving("acquired too late to be used", str(self.me)))
+        self._owed = (token, Leaving("acquired too late to be used", str(self.me)))
 
     # -- the view ------------------------------------------------------------------------------------------
 
@@ -301,18 +238,8 @@ class Election:
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = now
-        why = None
-        if self._behind_since is not None and now - self._behind_since > self.rules.ttl:
-            why = (
-                f"etcd's revision {self._revision} is lower than term {worker.highest_term}, which this node's journal "
-                "has seen: etcd was restored from a backup or replaced. Restore it with a revision bump (etcdutl "
-                "snapshot restore --bump-revision), or accept this etcd as it is with `baton fence rebase`."
-            )
-        elif 0 != worker.etcd_cluster_id != view.cluster_id:
-            why = (
-                f"etcd's cluster id {view.cluster_id:x} is not {worker.etcd_cluster_id:x}, which this node's journal "
-                "belongs to. Correct etcd.endpoints, or accept this etcd as it is with `baton fence rebase`."
-            )
+        behind = self._behind_since is not None and now - self._behind_since > self.rules.ttl
+        why = worker.foreign(self._revision if behind else None, view.cluster_id)
         if why is not None:
             self._stopped = True
             out += [act.ClearPermit(), act.KillWorker("etcd is not the one it was"), act.StopNode(why)]
@@ -336,7 +263,7 @@ class Election:
             self._find_own_key(view, now, out)
         elif view.leader.home == self.home:
             # We hold this home's lock, so the keeper that wrote this and its worker are dead: no need to wait a ttl.
-            self._owed = (view.leader.token, _Leaving("restarted", str(self.me)))
+            self._owed = (view.leader.token, Leaving("restarted", str(self.me)))
 
     def _claim_vacancy_of_mine(self, view: View) -> None:
         """The last tenure was of this home, and is not resigned: nobody need wait for it."""
@@ -345,7 +272,7 @@ class Election:
             return
         mine = t.incarnation == self.incarnation
         if (mine or t.home == self.home) and self._owed is None and not isinstance(self._lead_op, act.Resign):
-            self._owed = (t.token, _Leaving("leader key vanished" if mine else "restarted", str(self.me)))
+            self._owed = (t.token, Leaving("leader key vanished" if mine else "restarted", str(self.me)))
 
     def _find_own_key(self, view: View, now: Instant, out: list[act.Action]) -> None:
         """The key says it is ours. It may be one whose acquire we never got an answer to:
@@ -374,22 +301,12 @@ class Election:
     # -- time ----------------------------------------------------------------------------------------------
 
     def _notice_pause(self, now: Instant, out: list[act.Action]) -> None:
-        gap = now - self._last_tick
-        if gap > self.timing.hang_timeout // 2:
-            self._slept = (self._last_tick, now)
-        self._last_tick = now
+        gap = self._awake.note(now)
         if gap <= self.rules.pause_budget:
             return
         if self.held is not None and not isinstance(self.role, role.Fenced):
             self._lose("paused", now, out)
         out.append(act.Note("paused", {"gap_s": gap / NS_PER_S}))
-
-    def _silent_for(self, since: Instant, now: Instant) -> int:
-        """How long the worker has been silent, less the last long time that *we* were not there either: a host that is
-        paused as a whole must not find its worker hung on waking. Only the last, so that a keeper which is always late
-        still finds out."""
-        start, end = self._slept
-        return now - since - max(0, end - max(start, since))
 
     def _on_tick(self, beat_at: Instant | None, now: Instant, out: list[act.Action]) -> None:
         held = self.held
@@ -404,30 +321,25 @@ class Election:
             self._watch_worker(self._worker, beat_at, now, out)
         if self._start_at is not None and now >= self._start_at and self._shutdown is None:
             self._start_at = None
-            self._worker = _Worker(started_at=now)
+            self._worker = Worker(started_at=now)
             out.append(act.StartWorker(now))
 
     def start(self, now: Instant) -> None:
         """Have the worker started with the next Tick."""
         self._start_at = now
 
-    def _watch_worker(self, worker: _Worker, beat_at: Instant | None, now: Instant, out: list[act.Action]) -> None:
+    def _watch_worker(self, worker: Worker, beat_at: Instant | None, now: Instant, out: list[act.Action]) -> None:
         if self._kill_at is not None and now >= self._kill_at:
             self._kill("did not confirm that it stopped", now, out)
         elif beat_at is None or worker.journal_id is None:
-            if self._silent_for(worker.started_at, now) > self.timing.start_timeout:
+            if self._awake.silent_for(worker.started_at, now) > self.timing.start_timeout:
                 self._kill("did not start in time", now, out)
-        elif self._silent_for(beat_at, now) > self._hang_limit:
+        elif self._awake.silent_for(beat_at, now) > self.timing.hang_limit(leading=self.held is not None):
             self._kill("hung", now, out)
-
-    @property
-    def _hang_limit(self) -> int:
-        """A worker that does not lead costs nothing while it is slow (imports, a long catch-up): it is given longer."""
-        return self.timing.hang_timeout if self.held is not None else STANDBY_PATIENCE * self.timing.hang_timeout
 
     def _kill(self, reason: str, now: Instant, out: list[act.Action]) -> None:
         if self._renews:
-            self._leaving = _Leaving(f"worker {reason}", str(self.me))
+            self._leaving = Leaving(f"worker {reason}", str(self.me))
             self._step(role.LeaseLost(reason), now, out)
         self._killing = True
         out.append(act.ClearPermit())
@@ -446,15 +358,13 @@ class Election:
 
     def _on_worker_exited(self, how: str, now: Instant, out: list[act.Action]) -> None:
         if self.held is not None and self._leaving is None:
-            self._leaving = _Leaving(f"worker died: {how}", str(self.me))
-        if self._worker is not None and now - self._worker.started_at > STABLE:
-            self._restarts = 0
+            self._leaving = Leaving(f"worker died: {how}", str(self.me))
+        lived = now - self._worker.started_at if self._worker is not None else 0
         self._step(role.WorkerDied(), now, out)
         self._worker = None
         self._killing = False
         if self._shutdown is None:
-            wait = min(self.timing.restart_max, self.timing.restart_min * 2 ** min(self._restarts, 20))
-            self._restarts += 1
+            wait = self._restarts.wait_after(lived)
             self._start_at = Instant(now + wait)
             out.append(act.Note("worker_exited", {"how": how, "restart_in_s": wait / NS_PER_S}))
 
@@ -467,13 +377,13 @@ class Election:
         if self.held is None or self.view is None:
             return  # the request is for whoever leads
         if not isinstance(self.role, role.Leader):
-            return refuse(f"{self.me} is {_name(self.role)}; try again when it leads and trades")
+            return refuse(f"{self.me} is {role.name(self.role)}; try again when it leads and trades")
         if asked.target == self.me:
             return refuse(f"{self.me} leads already")
         target, why = choose_successor(self.view, self.me, asked.target)
         if target is None:
             return refuse(why)
-        self._leaving = _Leaving("switchover", asked.actor, target)
+        self._leaving = Leaving("switchover", asked.actor, target)
         self._step(role.SwitchoverRequested(), now, out)
         out.append(act.AnswerSwitchover(asked.request_id, True, f"handing over to {target}"))
 
@@ -485,11 +395,11 @@ class Election:
         if isinstance(self.role, role.Leader) and self.view is not None:
             target, _ = choose_successor(self.view, self.me, None)
             if target is not None:
-                self._leaving = _Leaving("shutdown", actor, target)
+                self._leaving = Leaving("shutdown", actor, target)
                 self._step(role.SwitchoverRequested(), now, out)
                 return
         if self.held is not None and isinstance(self.role, role.Leader | role.Promoting):
-            self._leaving = self._leaving or _Leaving("shutdown", actor)
+            self._leaving = self._leaving or Leaving("shutdown", actor)
             self._step(role.LeaseLost("shutdown"), now, out)
 
     # -- etcd ----------------------------------------------------------------------------------------------
@@ -523,7 +433,7 @@ class Election:
         self._request += 1
         return self._request
 
-    def _renew(self, held: _Held, now: Instant, out: list[act.Action]) -> None:
+    def _renew(self, held: Held, now: Instant, out: list[act.Action]) -> None:
         if self._lease_id is None:
             held.next_renewal = Instant(now + self.timing.retry)
             return
@@ -649,7 +559,7 @@ class Election:
         if not self._still_fit(token, insync) or now >= until - self.timing.warn_lead:
             self._owe_unused(token)
             return
-        self.held = _Held(token, attempt, 0, until, Instant(sent_at + self.rules.renew_interval))
+        self.held = Held(token, attempt, 0, until, Instant(sent_at + self.rules.renew_interval))
         self._step(role.LeaseGranted(token, until), now, out)
         cause, actor = self._cause
         out.append(act.TellLead(token, insync, cause, actor, self._came_from))
@@ -685,7 +595,3 @@ class Election:
         else:
             held.act_until = max(held.act_until, self.rules.act_until(sent_at))
             self._step(role.LeaseRenewed(held.term, held.act_until), now, out)
-
-
-def _name(state: role.State) -> str:
-    return type(state).__name__.lower()

@@ -327,6 +327,16 @@ def step(state: State, event: Event) -> Result:
     raise InvalidTransition(f"{type(event).__name__} in {state!r}")
 
 
+def name(state: State) -> str:
+    """As people and logs see it: "leader"."""
+    return type(state).__name__.lower()
+
+
+def term_of(state: State) -> Term | None:
+    """The term that a state is about, if it is about one."""
+    return getattr(state, "term", None)
+
+
 def table_as_text() -> str:
     """`state + event -> rule`, a line each: pinned in a test, so that a moved arrow shows as a diff."""
     return "\n".join(f"{s.__name__:<9} {e.__name__:<19} {rule.__name__.strip('_')}" for (s, e), rule in TABLE.items())

@@ -38,8 +38,8 @@ class WrongCluster(Stop):
 
     def __init__(self, expected: int, found: int, endpoint: str) -> None:
         super().__init__(
-            f"etcd at {endpoint} is cluster {found:x}, expected cluster {expected:x}: either the endpoint is wrong, or "
-            "etcd was rebuilt. Correct the endpoints, or declare the new etcd with: baton fence rebase"
+            f"etcd at {endpoint} is cluster {found:x}, expected cluster {expected:x}: the endpoint is wrong, or etcd was "
+            "rebuilt. Correct the endpoints, or start over: stop all nodes and move their data directories away"
         )
         self.expected, self.found = expected, found
 
@@ -50,7 +50,7 @@ class RevisionRolledBack(Stop):
     def __init__(self, before: int, after: int) -> None:
         super().__init__(
             f"etcd went back from revision {before} to {after}: it was restored or has lost data. "
-            "Check etcd, then declare its new state with: baton fence rebase"
+            "Restore it with a revision bump, or start over: stop all nodes and move their data directories away"
         )
         self.before, self.after = before, after
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from cluster.core import actions as act
-from cluster.core.election import Timing
 from cluster.core.ids import Instant
 from cluster.core.lease import LeaseRules
+from cluster.core.ward import Timing
 
 US = 1_000
 MS = 1_000_000

@@ -8,10 +8,11 @@ from typing import TypeVar
 from cluster.core import actions as act
 from cluster.core import events as ev
 from cluster.core import role
-from cluster.core.election import Election, Timing
+from cluster.core.election import Election
 from cluster.core.events import Answer
 from cluster.core.ids import NS_PER_S, Incarnation, Instant, JournalId, LogIndex, NodeId, Term
 from cluster.core.lease import InSync, LeaderKey, LeaseRules, Member, Resigned, Tenure, View
+from cluster.core.ward import Timing
 
 MS = NS_PER_S // 1000
 RULES = LeaseRules(ttl=1000 * MS, margin=200 * MS, renew_interval=150 * MS, clock_drift_max=0.05, send_slack=50 * MS)
