@@ -38,8 +38,8 @@ class WrongCluster(Stop):
 
     def __init__(self, expected: int, found: int, endpoint: str) -> None:
         super().__init__(
-            f"etcd at {endpoint} is cluster {found:x}, expected cluster {expected:x}: the endpoint is wrong, or etcd was "
-            "rebuilt. Correct the endpoints, or start over: stop all nodes and move their data directories away"
+            f"etcd at {endpoint} is cluster {found:x}, expected cluster {expected:x}: the endpoint is wrong, or etcd "
+            "was rebuilt. Correct the endpoints, or start over: stop all nodes and move their data directories away"
         )
         self.expected, self.found = expected, found
 
