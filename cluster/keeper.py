@@ -7,7 +7,7 @@ process of a node that talks to etcd. Invariants of this shell:
   WritePermit and ClearPermit are plain stores);
 - `now` is read after an event arrived; `sent_at` is the `now` with which the machine decided to send, so before the
   request leaves;
-- the worker is spawned from the main thread, which lives as long as the process: PR_SET_PDEATHSIG is bound to it.
+- whatever raises, in a task or in a callback of the loop, ends the process in order (`_fail`): permit, worker, rest.
 
 Run as `python -m cluster.keeper SPEC.json`; the command line makes the spec from the configuration, so that this
 process imports nothing it does not need. Read next: `keys.py`, `link.py`, `permit.py`.
@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import gc
 import os
 import secrets
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,25 @@ import structlog
 
 from . import keys as k
 from . import link
+from .child import WorkerProcess
 from .clock import boottime_ns, unix_ns
 from .core import actions as act
 from .core import events as ev
-from .core.election import Election, Timing
-from .core.errors import BatonError, OutcomeUnknown, Stop, Unreachable
-from .core.ids import NS_PER_S, Incarnation, JournalId, LogIndex, NodeId, Term, ns
-from .core.lease import LeaseRules
+from .core.election import Election
+from .core.errors import BatonError, ConfigError, InvariantViolation, OutcomeUnknown, Stop, Unreachable
+from .core.ids import NS_PER_S, Incarnation, Instant, JournalId, LogIndex, NodeId, Term, ns
+from .core.lease import LeaseRules, View
+from .core.ward import Timing
 from .etcd import (
     Changes,
     EtcdRefused,
+    KeyValue,
     LeaseGone,
     Snapshot,
 )
 from .home import Home
 from .permit import PermitPage
+from .picture import cluster_picture, grpc_address
 from .record import LeadershipRecord
 from .registry import ANSWER_TTL_S, Identity, Registry, etcd_client
 from .spec import KeeperSpec
@@ -55,6 +59,23 @@ PUBLISH_INTERVAL_S = 1.0
 PICTURE_MIN_S = 0.1
 PICTURE_MAX_S = 0.5
 SHUTDOWN_LIMIT_S = 5.0
+LAST_WORDS_S = 0.5
+"""What a write that only informs may still take when all else is done."""
+ASKED_MAX = 64
+
+
+def _callback(method: Callable[..., None]) -> Callable[..., None]:
+    """For what the event loop calls. It would log an exception and go on, and leave half a keeper: one that renews
+    its lease and never again looks at its worker, say."""
+
+    @functools.wraps(method)
+    def guarded(self: Keeper, *args: Any) -> None:
+        try:
+            method(self, *args)
+        except Exception as e:  # noqa: BLE001 - it ends the process
+            self._fail(e)
+
+    return guarded
 
 
 class Keeper:
@@ -65,7 +86,9 @@ class Keeper:
         self.node = NodeId(spec.node)
         self.incarnation = Incarnation(secrets.token_hex(6))
         self.rules = LeaseRules(**spec.rules)
-        self.log = structlog.get_logger().bind(node=spec.node, process="keeper")
+        if problems := self.rules.problems():
+            raise ConfigError("; ".join(problems))
+        self.log = structlog.get_logger()
         self.page = PermitPage.create()
         self.election = Election(
             me=self.node,
@@ -85,89 +108,128 @@ class Keeper:
             min(call_timeout_s, (self.rules.ttl - self.rules.margin) / NS_PER_S / 3),
         )
         self._raw: dict[str, k.RawKey] = {}
-        self._revision = 0
         self._cluster_id = 0
         self._lease_id: int | None = None
         self._status: dict[str, Any] = {}
         self._hello: link.Hello | None = None
         self._publish = asyncio.Event()
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._pidfd = -1
-        self._link: link.Link | None = None
+        self._worker: WorkerProcess | None = None
         self._fatal = ""
         self._last_sign = 0  # Unix ns of the last proof of life before the trouble at hand; 0: no trouble
         self._record: LeadershipRecord | None = None
-        self._seen_requests: set[str] = set()
+        self._request_taken = 0  # mod_revision of the operator's request that we are taking
         self._asked: set[str] = set()
         self._picture_due = False
         self._timer: asyncio.TimerHandle | None = None
-        self._done: asyncio.Future[int] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[int] = self._loop.create_future()
         self._tasks: asyncio.TaskGroup | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._in_flight: set[asyncio.Task[None]] = set()
 
     # -- life ----------------------------------------------------------------------------------------------
 
     async def run(self) -> int:
-        """Until told to stop; the exit code. A task that fails ends the process, and the kernel the worker."""
-        self._loop = loop = asyncio.get_running_loop()
-        self._done = loop.create_future()
+        """Until told to stop, or until something fails; the exit code."""
+        self._loop.set_exception_handler(self._on_loop_error)
         for sig in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(sig, self._asked_to_stop, sig.name)
+            self._loop.add_signal_handler(sig, self._asked_to_stop, sig.name)
         self.log.info("keeper_started", incarnation=self.incarnation, pid=os.getpid())
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                self._tasks = tasks
-                running = [
-                    tasks.create_task(self._watch(), name="watch"),
-                    tasks.create_task(self._keep_lease(), name="lease"),
-                    tasks.create_task(self._publish_member(), name="publish"),
-                    tasks.create_task(self._show_picture(), name="picture"),
-                ]
+        # What stands now stays: the collector need not look at it again in the middle of a renewal.
+        gc.collect()
+        gc.freeze()
+        async with asyncio.TaskGroup() as self._tasks:
+            standing = [
+                self._tasks.create_task(self._guard(work), name=name)
+                for name, work in (
+                    ("watch", self._watch()),
+                    ("lease", self._keep_lease()),
+                    ("publish", self._publish_member()),
+                    ("picture", self._show_picture()),
+                )
+            ]
+            try:
                 self.election.start(boottime_ns())
                 self._tick()
-                code = await self._done
-                for t in running:
-                    t.cancel()
-        finally:
-            self.page.clear()
-            if self._timer is not None:
-                self._timer.cancel()
-            if self._worker is not None and self._worker.poll() is None:
-                self._worker.kill()
-                self._worker.wait()
-            await self._say_goodbye()
-        return code
+                return await self._done
+            finally:
+                # However this ends: no permit, and nobody left who could use one.
+                self.page.clear()
+                if self._timer is not None:
+                    self._timer.cancel()
+                if self._worker is not None:
+                    self._worker.end()
+                for task in standing:
+                    task.cancel()
+                await self._say_goodbye()
 
     async def _say_goodbye(self) -> None:
-        if self._lease_id is not None:
-            with contextlib.suppress(BatonError):
-                await self.etcd.lease_revoke(self._lease_id)
-        await self.etcd.close()
+        """Let records and answers out, take our member key away; none of it for long, and etcd may be dead."""
+        if self._in_flight:
+            await asyncio.wait(self._in_flight, timeout=LAST_WORDS_S)
+        for task in self._in_flight:
+            task.cancel()
+        with contextlib.suppress(BatonError, TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                if self._lease_id is not None:
+                    await self.etcd.lease_revoke(self._lease_id, timeout_s=LAST_WORDS_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self.etcd.close()
 
     def _finish(self, code: int) -> None:
-        if self._done is not None and not self._done.done():
+        if not self._done.done():
             self._done.set_result(code)
 
+    def _fail(self, error: Exception) -> None:
+        """Something we cannot go on without. The permit goes first; then `run` ends the worker and the process."""
+        self.page.clear()
+        if isinstance(error, Stop) and not isinstance(error, InvariantViolation):
+            self._stop_node(str(error))
+        else:
+            self.log.error("keeper_failed", reason=f"{type(error).__name__}: {error}", exc_info=error)
+            self._finish(1)
+
+    def _stop_node(self, why: str) -> None:
+        """End for good: whoever restarts us must not, before a person has looked."""
+        if self._done.done():
+            return  # several tasks may hear of it
+        self.log.error("node_stopped", reason=why)
+        with contextlib.suppress(OSError):
+            print(f"baton: {self.node} stopped: {why}", file=sys.stderr, flush=True)
+        self._finish(3)
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as e:  # noqa: BLE001 - it ends the process, and in order
+            self._fail(e)
+
+    def _on_loop_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What others' callbacks raised, and asyncio's own complaints: a line in our log, not a bare traceback."""
+        self.log.error("loop_error", reason=context["message"], exc_info=context.get("exception"))
+
+    @_callback
     def _asked_to_stop(self, signal_name: str) -> None:
         self.log.info("shutdown_asked", signal=signal_name)
-        assert self._loop is not None
         self._loop.call_later(SHUTDOWN_LIMIT_S, self._finish, 0)
         self._feed(ev.ShutdownAsked(f"{self.node}: {signal_name}"))
 
     # -- the machine ---------------------------------------------------------------------------------------
 
     def _feed(self, event: ev.Event) -> None:
-        """Hand one event to the machine and carry out what it decides, in order."""
+        """Hand one event to the machine and carry out what it decides, in order. Once all is over: nothing."""
+        if self._done.done():
+            return
         now = boottime_ns()
         for action in self.election.handle(event, now):
             self._carry_out(action)
         self._schedule()
 
+    @_callback
     def _tick(self) -> None:
         self._feed(ev.Tick(self.page.beat_at()))
 
     def _schedule(self) -> None:
-        assert self._loop is not None
         if self._timer is not None:
             self._timer.cancel()
         delay = TICK_S
@@ -185,10 +247,11 @@ class Keeper:
             case act.Acquire() | act.Renew() | act.Evict() | act.Resign():
                 self._spawn(self._transact(action), f"{type(action).__name__}-{action.request}")
             case act.TellFollow(node, term):
-                self._tell(link.Follow(node, self._address_of(node), term))
+                self._tell(link.Follow(node, grpc_address(self.keys, self._raw, node), term))
             case act.TellPrepare(term):
                 self._tell(link.Prepare(term))
             case act.TellLead():
+                self._last_sign = 0  # whatever trouble there was, it was not this term's
                 resigned = k.load(self._raw.get(self.keys.resigned)) or {}
                 self._record = LeadershipRecord(self.spec.node, action, resigned, unix_ns())
                 self._tell(
@@ -202,7 +265,6 @@ class Keeper:
                     )
                 )
             case act.TellGranted(term):
-                self._last_sign = 0
                 self._tell(link.Granted(term))
                 self._publish.set()
             case act.TellStop(term, reason):
@@ -221,20 +283,21 @@ class Keeper:
             case act.Note(event, fields):
                 self.log.info(event, **fields)
             case act.StopNode(why):
-                self.log.error("node_stopped", reason=why)
-                print(f"baton: {self.node} stopped: {why}", file=sys.stderr, flush=True)
-                self._finish(3)
+                self._stop_node(why)
             case act.ShutDown():
                 self._finish(0)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        if self._tasks is None or (self._done is not None and self._done.done()):
+        """Something with an end of its own; a failure of it is ours."""
+        if self._tasks is None or self._done.done():
             work.close()
             return
-        self._tasks.create_task(work, name=name)
+        task = self._tasks.create_task(self._guard(work), name=name)
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
 
     def _trouble(self, last_sign: int | None = None) -> None:
-        """Remember when the last proof of life was, for the record of this failover; the first trouble counts."""
+        """Remember when the last proof of life was, for the record of a failover; the term's first trouble counts."""
         if self._last_sign == 0:
             self._last_sign = last_sign if last_sign is not None else unix_ns()
 
@@ -249,31 +312,24 @@ class Keeper:
         self._feed(ev.Answered(request.request, answer, revision))
 
     async def _watch(self) -> None:
-        try:
-            await self._see_changes()
-        except Stop as e:  # another etcd cluster answers, or its revisions fell: tokens could repeat
-            self._carry_out(act.ClearPermit())
-            self._carry_out(act.StopNode(str(e)))
-
-    async def _see_changes(self) -> None:
+        """Raises Stop when another etcd cluster answers, or its revisions fell: tokens could repeat."""
         async for seen in self.etcd.watch(self.keys.prefix):
             match seen:
                 case Snapshot():
-                    self._raw = {kv.key: k.RawKey(kv.value, kv.create_revision, kv.mod_revision) for kv in seen.kvs}
-                    for name in k.unreadable(self.keys, self._raw):
-                        self.log.error("key_unreadable", key=name, remedy="correct or delete it with etcdctl")
+                    self._raw = changed = {kv.key: _raw(kv) for kv in seen.kvs}
                 case Changes():
+                    changed = {}
                     for e in seen.events:
-                        if e.deleted:
-                            self._raw.pop(e.kv.key, None)
-                        else:
-                            self._raw[e.kv.key] = k.RawKey(e.kv.value, e.kv.create_revision, e.kv.mod_revision)
-            self._revision = seen.revision
+                        self._raw.pop(e.kv.key, None)
+                        if not e.deleted:
+                            self._raw[e.kv.key] = changed[e.kv.key] = _raw(e.kv)
             self._cluster_id = self.etcd.cluster_id or 0
             view = k.view_of(self.keys, self._raw, seen.revision, self._cluster_id, self.rules.ttl)
             self._feed(ev.ViewSeen(view))
             self._look_for_requests()
             self._picture_due = True
+            for name in k.unreadable(self.keys, changed):
+                self.log.error("key_unreadable", key=name, remedy="correct or delete it with etcdctl")
 
     async def _keep_lease(self) -> None:
         """Keep one etcd lease, on which `leader` and our member key hang. It cleans up after us; safety does not
@@ -287,12 +343,9 @@ class Keeper:
                 await asyncio.sleep(0.2)
                 continue
             if lease.ttl_s * NS_PER_S < self.rules.ttl:
-                self._carry_out(
-                    act.StopNode(
-                        f"etcd granted a lease of {lease.ttl_s} s, below lease.ttl_s = {self.rules.ttl / NS_PER_S:g} s"
-                    )
+                raise Stop(
+                    f"etcd granted a lease of {lease.ttl_s} s, below lease.ttl_s = {self.rules.ttl / NS_PER_S:g} s"
                 )
-                return
             self._lease_id = lease.id
             self._feed(ev.EtcdLease(lease.id))
             self._publish.set()
@@ -344,20 +397,10 @@ class Keeper:
     # -- requests and answers over etcd ----------------------------------------------------------------------
 
     def _look_for_requests(self) -> None:
-        raw = self._raw.get(self.keys.switchover)
-        asked = k.load(raw)
-        if raw is not None and asked is not None and str(asked.get("id")) not in self._seen_requests:
-            if self.election.held is None:
-                return  # for whoever leads
-            request_id = str(asked.get("id"))
-            self._seen_requests.add(request_id)
-            age_s = (unix_ns() - int(asked.get("at", 0))) / NS_PER_S
-            if age_s < ANSWER_TTL_S:
-                target = asked.get("target")
-                self._feed(
-                    ev.SwitchoverAsked(NodeId(target) if target else None, str(asked.get("actor", "")), request_id)
-                )
-            self._spawn(self.registry.drop_switchover(), "switchover-done")
+        asked = k.switchover_of(self._raw.get(self.keys.switchover))
+        if asked is not None and self.election.held is not None and asked.mod_revision != self._request_taken:
+            self._request_taken = asked.mod_revision
+            self._spawn(self._take(asked), "take-switchover")
         for name in [n for n in self._raw if n.startswith(self.keys.answers)]:
             request_id = name[len(self.keys.answers) :]
             answer = k.load(self._raw[name])
@@ -365,7 +408,17 @@ class Keeper:
                 self._asked.discard(request_id)
                 self._tell(link.SwitchoverAnswer(request_id, bool(answer.get("ok")), str(answer.get("text", ""))))
 
+    async def _take(self, asked: k.SwitchoverRequest) -> None:
+        if not await self.registry.take_switchover(asked.mod_revision):
+            self._request_taken = 0  # if it is still there, the next view will show it
+        elif self.election.held is None:
+            await self.registry.answer_switchover(asked.id, False, f"{self.node} has just lost the lead; try again")
+        elif (unix_ns() - asked.at) / NS_PER_S < ANSWER_TTL_S:  # later, nobody waits for it any more
+            self._feed(ev.SwitchoverAsked(asked.target, asked.actor, asked.id))
+
     async def _ask(self, asked: link.AskSwitchover) -> None:
+        if len(self._asked) >= ASKED_MAX:  # so many were never answered; their askers have gone
+            self._asked.clear()
         self._asked.add(asked.request_id)
         try:
             await self.registry.ask_switchover(asked.request_id, asked.target, asked.actor)
@@ -383,74 +436,47 @@ class Keeper:
     # -- the worker ----------------------------------------------------------------------------------------
 
     def _start_worker(self) -> None:
-        assert self._loop is not None
-        ours, theirs = link.link_pair()
         self.page.clear()
         self.page.forget_beat()
         self._fatal = ""
-        self._hello = None
-        fds = (theirs.fileno(), self.page.fd, self.home.lock_fd)
-        env = dict(
-            os.environ,
-            BATON_LINK_FD=str(theirs.fileno()),
-            BATON_PERMIT_FD=str(self.page.fd),
-            BATON_KEEPER_PID=str(os.getpid()),
-        )
         try:
-            self._worker = subprocess.Popen(self.spec.worker_argv, pass_fds=fds, env=env, stdin=subprocess.DEVNULL)
+            self._worker = WorkerProcess(
+                self.spec.worker_argv,
+                permit_fd=self.page.fd,
+                lock_fd=self.home.lock_fd,
+                on_message=self._on_message,
+                on_exit=self._on_worker_exit,
+            )
         except OSError as e:
-            theirs.close()
-            ours.close()
             self.log.error("worker_not_started", reason=str(e))
-            self._loop.call_soon(self._feed, ev.WorkerExited(f"could not be started: {e}"))
+            self._loop.call_soon(self._on_worker_exit, f"could not be started: {e}")
             return
-        theirs.close()
-        self._link = link.Link(ours, self._on_message, lambda: None)
-        self._pidfd = os.pidfd_open(self._worker.pid)
-        self._loop.add_reader(self._pidfd, self._on_worker_exit)
         self.log.info("worker_started", pid=self._worker.pid)
         self._publish.set()
 
     def _kill_worker(self, reason: str) -> None:
-        worker = self._worker
-        if worker is None:
+        if self._worker is None:
             return
         if reason == "shutdown":
-            self._tell(link.Exit(reason))
-            assert self._loop is not None
-            self._loop.call_later(1.0, self._kill_if_alive, worker)
+            self._worker.ask_to_exit(reason)
             return
         beat = self.page.beat_at()
         self._trouble(unix_ns() - (boottime_ns() - beat) if reason == "hung" and beat is not None else None)
-        worker.kill()
-        self.log.warning("worker_killed", pid=worker.pid, reason=reason)
+        self._worker.kill(reason)
 
-    @staticmethod
-    def _kill_if_alive(worker: subprocess.Popen[bytes]) -> None:
-        if worker.poll() is None:
-            worker.kill()
-
-    def _on_worker_exit(self) -> None:
-        """The kernel says that the worker is dead: from here on it cannot send."""
-        assert self._loop is not None and self._worker is not None
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        code = self._worker.wait()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        how = self._fatal or how
+    @_callback
+    def _on_worker_exit(self, how: str) -> None:
         self._trouble()
         self._worker = None
         self._hello = None
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-        self._feed(ev.WorkerExited(how))
+        self._feed(ev.WorkerExited(self._fatal or how))
         self._publish.set()
 
     def _tell(self, message: link.Message) -> None:
-        if self._link is not None:
-            self._link.send(message)
+        if self._worker is not None:
+            self._worker.tell(message)
 
+    @_callback
     def _on_message(self, message: link.Message) -> None:
         match message:
             case link.Hello():
@@ -492,18 +518,13 @@ class Keeper:
             case link.Fatal(reason):
                 # It sends nothing any more and is about to end; do not wait for that to resign.
                 self._fatal = reason
-                self.log.error("worker_fatal", reason=reason)
                 if self._worker is not None:
-                    self._worker.kill()
+                    self._worker.kill("fatal")
+                self.log.error("worker_fatal", reason=reason)
             case _:
                 self.log.error("message_unexpected", message=type(message).__name__)
 
     # -- the picture for people and for peers' addresses ---------------------------------------------------
-
-    def _address_of(self, node: str) -> str:
-        member = k.load(self._raw.get(self.keys.member(node))) or {}
-        leader = k.load(self._raw.get(self.keys.leader)) or {}
-        return str((leader.get("grpc") if leader.get("node") == node else "") or member.get("grpc") or "")
 
     async def _show_picture(self) -> None:
         """Tell the worker what we see: when it changed, at most ten times a second; and every half second at least,
@@ -514,46 +535,34 @@ class Keeper:
             now = boottime_ns()
             if self._picture_due or now - told_at > ns(PICTURE_MAX_S):
                 self._picture_due, told_at = False, now
-                self._tell(link.ClusterSeen(self.cluster_picture()))
+                try:
+                    self._tell(link.ClusterSeen(self._picture(now)))
+                except InvariantViolation as e:  # too long; the page then says that it grows old
+                    self.log.error("picture_not_told", reason=str(e))
 
-    def cluster_picture(self) -> dict[str, Any]:
-        """Leader, members, in-sync set and latest history as JSON-able values; durations in seconds.
-
-        lease_left_s: for the leader, until it stops acting; for the others, until they would evict it."""
-        now = boottime_ns()
-        leader = k.load(self._raw.get(self.keys.leader))
-        raw_leader = self._raw.get(self.keys.leader)
-        if leader is not None and raw_leader is not None:
-            held = self.election.held
-            seen = self.election.last_renewal_seen()
-            if held is not None:
-                until: int | None = held.act_until
-            elif seen is not None:
-                until = seen + int(leader.get("ttl_ms", 0)) * 1_000_000
-            else:
-                until = None
-            leader = {
-                "node": leader.get("node"),
-                "token": raw_leader.create_revision,
-                "lease_left_s": None if until is None else round((until - now) / NS_PER_S, 3),
-                "http": leader.get("http"),
-            }
-        prefix = self.keys.members
-        latest = sorted(n for n in self._raw if n.startswith(self.keys.history))[-20:]
+    def _picture(self, now: Instant) -> dict[str, Any]:
+        view, held = self.election.view, self.election.held
         return {
             "cluster": self.spec.cluster,
             "node": self.node,
             "role": type(self.election.role).__name__.lower(),
             "etcd_cluster_id": self._cluster_id,
-            "etcd_revision": self._revision,
-            "leader": leader,
-            "resigned": k.load(self._raw.get(self.keys.resigned)),
-            "insync": (k.load(self._raw.get(self.keys.insync)) or {}).get("members", {}),
-            "members": {n[len(prefix) :]: k.load(raw) or {} for n, raw in self._raw.items() if n.startswith(prefix)},
-            "history": [k.load(self._raw[n]) for n in latest],
+            "etcd_revision": view.revision if view else 0,
             "keeper_pid": os.getpid(),
-            "seen_at": time.time_ns(),
+            "seen_at": unix_ns(),
+            **cluster_picture(
+                self.keys,
+                self._raw,
+                view or View(0),
+                act_until=held.act_until if held else None,
+                renewal_seen=self.election.last_renewal_seen(),
+                now=now,
+            ),
         }
+
+
+def _raw(kv: KeyValue) -> k.RawKey:
+    return k.RawKey(kv.value, kv.create_revision, kv.mod_revision)
 
 
 def main() -> None:
@@ -561,24 +570,21 @@ def main() -> None:
 
     from .logs import configure_logging
 
-    try:
-        spec = KeeperSpec.load(Path(sys.argv[1]).read_text())
-        configure_logging(spec.log_level)
-        home = Home.open(Path(spec.data_dir))
-    except (BatonError, OSError, ValueError, TypeError, IndexError) as e:
-        print(f"baton: {e}", file=sys.stderr)
-        sys.exit(1)
-
     async def run() -> int:
         return await Keeper(spec, home).run()
 
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        spec = KeeperSpec.load(Path(sys.argv[1]).read_text())
+        configure_logging(spec.log_level)
+        structlog.contextvars.bind_contextvars(node=spec.node, process="keeper")
+        home = Home.open(Path(spec.data_dir))
+    except (BatonError, OSError, ValueError, TypeError, IndexError) as e:
+        sys.exit(f"baton: {e}")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
             code = runner.run(run())
-    except BaseExceptionGroup as group:
-        for error in group.exceptions:
-            structlog.get_logger().error("keeper_failed", node=spec.node, reason=str(error), exc_info=error)
-        code = 1
+        except BatonError as e:  # endpoints, certificates or rules that cannot be
+            sys.exit(f"baton: {e}")
     sys.exit(code)
 
 

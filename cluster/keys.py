@@ -7,7 +7,7 @@ with our own ttl, so that every wait still happens. Touches nothing; `keeper.py`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,6 +15,8 @@ from .core.ids import Incarnation, JournalId, NodeId, Term
 from .core.lease import InSync, LeaderKey, Member, Resigned, Tenure, View
 
 STRANGER = NodeId("?")
+VALUE_MAX = 32 * 1024
+"""Bytes; ten times what Baton writes. What is longer was written by somebody else, and is unreadable."""
 T = TypeVar("T")
 
 
@@ -24,6 +26,17 @@ class RawKey:
 
     value: bytes
     create_revision: int
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchoverRequest:
+    """`control/switchover`: left by any node, taken by whoever leads. target None: whoever is best. at: Unix ns."""
+
+    id: str
+    target: NodeId | None
+    actor: str
+    at: int
     mod_revision: int
 
 
@@ -57,86 +70,30 @@ def dump(**fields: Any) -> bytes:
 
 def load(raw: RawKey | None) -> dict[str, Any] | None:
     """The value as an object; None if there is no key, or it does not hold one."""
-    if raw is None:
+    if raw is None or len(raw.value) > VALUE_MAX:
         return None
     try:
         value = json.loads(raw.value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _read(raw: RawKey | None, make: Callable[[dict[str, Any], RawKey], T], stranger: Callable[[RawKey], T]) -> T | None:
-    if raw is None:
-        return None
+# What a value of the wrong shape raises below: a list where an object is wanted, Infinity where a number is, ...
+_WRONG_SHAPE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+_Make = Callable[[dict[str, Any], RawKey], T]
+
+
+def _read(raw: RawKey, make: _Make[T]) -> T | None:
+    """None: it does not hold what it should."""
     fields = load(raw)
-    if fields is not None:
-        try:
-            return make(fields, raw)
-        except (KeyError, TypeError, ValueError):
-            pass  # reported by whoever compares the view with what it expects: the node is "?"
-    return stranger(raw)
-
-
-def view_of(keys: Keys, raw: Mapping[str, RawKey], revision: int, cluster_id: int, own_ttl: int) -> View:
-    """The View of these keys. own_ttl (ns): what is assumed of a holder whose value cannot be read."""
-    leader = _read(
-        raw.get(keys.leader),
-        lambda v, k: LeaderKey(
-            NodeId(str(v["node"])),
-            Incarnation(str(v["incarnation"])),
-            str(v["home"]),
-            int(v["attempt"]),
-            _ttl(v),
-            int(v["renewal"]),
-            Term(k.create_revision),
-            k.mod_revision,
-        ),
-        lambda k: LeaderKey(STRANGER, Incarnation("?"), "?", 0, own_ttl, 0, Term(k.create_revision), k.mod_revision),
-    )
-    tenure = _read(
-        raw.get(keys.tenure),
-        lambda v, k: Tenure(
-            NodeId(str(v["node"])), Incarnation(str(v["incarnation"])), str(v["home"]), _ttl(v), Term(k.mod_revision)
-        ),
-        lambda k: Tenure(STRANGER, Incarnation("?"), "?", own_ttl, Term(k.mod_revision)),
-    )
-    # An unreadable `resigned` proves nothing: token 0 matches no tenure.
-    resigned = _read(
-        raw.get(keys.resigned),
-        lambda v, k: Resigned(
-            Term(int(v["token"])),
-            str(v["reason"]),
-            str(v["actor"]),
-            NodeId(str(v["successor"])) if v.get("successor") else None,
-            int(v["at"]),
-        ),
-        lambda k: Resigned(Term(0), "unreadable", "?", None, 0),
-    )
-    # An unreadable `insync` names nobody who exists, so nobody leads until a person has looked.
-    insync = _read(
-        raw.get(keys.insync),
-        lambda v, k: InSync({NodeId(str(n)): JournalId(str(j)) for n, j in v["members"].items()}, k.mod_revision),
-        lambda k: InSync({STRANGER: JournalId("?")}, k.mod_revision),
-    )
-    members: dict[NodeId, Member] = {}
-    for name, k in raw.items():
-        v = load(k) if name.startswith(keys.members) else None
-        if v is None:
-            continue
-        node = NodeId(name[len(keys.members) :])
-        try:
-            members[node] = Member(
-                node,
-                Incarnation(str(v["incarnation"])),
-                JournalId(str(v.get("journal_id") or "")),
-                int(v.get("priority", 100)),
-                bool(v.get("never_lead", False)),
-                bool(v.get("ready", False)),
-            )
-        except (KeyError, TypeError, ValueError):
-            continue  # a member that cannot be read is not waited for; nothing rests on it
-    return View(revision, leader, tenure, resigned, insync or InSync(), members, cluster_id)
+    if fields is None:
+        return None
+    try:
+        return make(fields, raw)
+    except _WRONG_SHAPE:
+        return None
 
 
 def _ttl(v: Mapping[str, Any]) -> int:
@@ -146,6 +103,106 @@ def _ttl(v: Mapping[str, Any]) -> int:
     return ttl
 
 
-def unreadable(keys: Keys, raw: Mapping[str, RawKey]) -> Iterable[str]:
-    """Names of keys whose value is not an object: for the log and for `doctor`."""
-    return [name for name, k in raw.items() if name.startswith(keys.prefix) and load(k) is None]
+def _leader(v: dict[str, Any], raw: RawKey) -> LeaderKey:
+    return LeaderKey(
+        NodeId(str(v["node"])),
+        Incarnation(str(v["incarnation"])),
+        str(v["home"]),
+        int(v["attempt"]),
+        _ttl(v),
+        int(v["renewal"]),
+        Term(raw.create_revision),
+        raw.mod_revision,
+    )
+
+
+def _tenure(v: dict[str, Any], raw: RawKey) -> Tenure:
+    return Tenure(
+        NodeId(str(v["node"])), Incarnation(str(v["incarnation"])), str(v["home"]), _ttl(v), Term(raw.mod_revision)
+    )
+
+
+def _resigned(v: dict[str, Any], raw: RawKey) -> Resigned:
+    return Resigned(
+        Term(int(v["token"])),
+        str(v["reason"]),
+        str(v["actor"]),
+        NodeId(str(v["successor"])) if v.get("successor") else None,
+        int(v["at"]),
+    )
+
+
+def _insync(v: dict[str, Any], raw: RawKey) -> InSync:
+    return InSync({NodeId(str(n)): JournalId(str(j)) for n, j in v["members"].items()}, raw.mod_revision)
+
+
+def _switchover(v: dict[str, Any], raw: RawKey) -> SwitchoverRequest:
+    target = NodeId(str(v["target"])) if v.get("target") else None
+    return SwitchoverRequest(str(v["id"]), target, str(v.get("actor") or ""), int(v["at"]), raw.mod_revision)
+
+
+def _member(v: dict[str, Any], node: NodeId) -> Member:
+    return Member(
+        node,
+        Incarnation(str(v["incarnation"])),
+        JournalId(str(v.get("journal_id") or "")),
+        int(v.get("priority", 100)),
+        bool(v.get("never_lead", False)),
+        bool(v.get("ready", False)),
+    )
+
+
+def insync_of(raw: RawKey | None) -> InSync:
+    """An unreadable `insync` names nobody who exists, so nobody leads until a person has looked."""
+    if raw is None:
+        return InSync()
+    return _read(raw, _insync) or InSync({STRANGER: JournalId("?")}, raw.mod_revision)
+
+
+def switchover_of(raw: RawKey | None) -> SwitchoverRequest | None:
+    return _read(raw, _switchover) if raw is not None else None
+
+
+def view_of(keys: Keys, raw: Mapping[str, RawKey], revision: int, cluster_id: int, own_ttl: int) -> View:
+    """The View of these keys. own_ttl (ns): what is assumed of a holder whose value cannot be read."""
+    leader = tenure = resigned = None
+    if (r := raw.get(keys.leader)) is not None:
+        leader = _read(r, _leader) or LeaderKey(
+            STRANGER, Incarnation("?"), "?", 0, own_ttl, 0, Term(r.create_revision), r.mod_revision
+        )
+    if (r := raw.get(keys.tenure)) is not None:
+        tenure = _read(r, _tenure) or Tenure(STRANGER, Incarnation("?"), "?", own_ttl, Term(r.mod_revision))
+    if (r := raw.get(keys.resigned)) is not None:
+        # An unreadable `resigned` proves nothing: token 0 matches no tenure.
+        resigned = _read(r, _resigned) or Resigned(Term(0), "unreadable", "?", None, 0)
+    members: dict[NodeId, Member] = {}
+    for name, r in raw.items():
+        if name.startswith(keys.members):
+            # One that cannot be read is not waited for; nothing rests on it.
+            member = _read(r, _member_named(keys, name))
+            if member is not None:
+                members[member.node] = member
+    return View(revision, leader, tenure, resigned, insync_of(raw.get(keys.insync)), members, cluster_id)
+
+
+def _member_named(keys: Keys, name: str) -> _Make[Member]:
+    return lambda v, _raw: _member(v, NodeId(name[len(keys.members) :]))
+
+
+def readable(keys: Keys, name: str, raw: RawKey) -> bool:
+    """Whether the key `name` holds what a Baton would have written there."""
+    if name.startswith(keys.members):
+        return _read(raw, _member_named(keys, name)) is not None
+    makers: dict[str, _Make[Any]] = {
+        keys.leader: _leader,
+        keys.tenure: _tenure,
+        keys.resigned: _resigned,
+        keys.insync: _insync,
+        keys.switchover: _switchover,
+    }
+    return _read(raw, makers.get(name, lambda v, _raw: v)) is not None
+
+
+def unreadable(keys: Keys, raw: Mapping[str, RawKey]) -> list[str]:
+    """Names of keys that hold what no Baton wrote: for the log and for `doctor`."""
+    return [name for name, r in raw.items() if name.startswith(keys.prefix) and not readable(keys, name, r)]

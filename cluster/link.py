@@ -16,7 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from .core.errors import InvariantViolation
+
+log = structlog.get_logger()
 
 QUEUE_MAX = 4096
 MESSAGE_MAX = 128 * 1024
@@ -213,13 +217,15 @@ def decode(data: bytes) -> Message:
     try:
         fields = json.loads(data)
         message: Message = _TYPES[fields.pop("t")](**fields)
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise InvariantViolation(f"control message does not parse: {data[:200]!r}: {e}") from e
     return message
 
 
 class Link:
-    """One end, on the running loop. `on_message` is called for each message, `on_closed` once at the end."""
+    """One end, on the running loop. `on_message` is called for each message, `on_closed` once at the end.
+
+    What `on_message` raises ends in the loop's exception handler, where nobody acts on it: it must not raise."""
 
     def __init__(
         self, sock: socket.socket, on_message: Callable[[Message], None], on_closed: Callable[[], None]
@@ -275,7 +281,19 @@ class Link:
             if not data:
                 self.close()
                 return
-            self._on_message(decode(data))
+            try:
+                message = decode(data)
+            except InvariantViolation as e:
+                # Two ends that do not understand each other: what was lost may have been "stop". Without the channel
+                # the worker stops by itself, and the keeper starts another.
+                log.error("control_message_unreadable", reason=str(e))
+                self.close()
+                return
+            self._on_message(message)
+
+    def drain(self) -> None:
+        """Hand out what the peer had said before it ended."""
+        self._readable()
 
     def close(self) -> None:
         if self._closed:

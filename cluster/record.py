@@ -16,9 +16,10 @@ from .core.ids import NS_PER_S
 class LeadershipRecord:
     def __init__(self, node: str, lead: TellLead, resigned: Mapping[str, Any], won_at: int) -> None:
         """resigned: the value of that key as seen now. won_at: Unix ns."""
-        ours = resigned.get("reason") == lead.cause
-        ended_at = int(resigned.get("at", 0)) if ours else 0
-        self._last_sign = int(resigned.get("last_sign", 0)) if ours else 0
+        # By now the key may speak of another vacancy, and a vacancy without a resignation has no actor.
+        ours = (resigned.get("reason"), resigned.get("actor")) == (lead.cause, lead.actor)
+        ended_at = _unix_ns(resigned.get("at")) if ours else 0
+        self._last_sign = _unix_ns(resigned.get("last_sign")) if ours else 0
         self._won_at = won_at
         self._lead = lead
         self._node = node
@@ -57,3 +58,8 @@ class LeadershipRecord:
             "phases_s": self.phases_s,
             "rto_s": self._rto_s,
         }
+
+
+def _unix_ns(value: Any) -> int:
+    """0: not known. A takeover must not fail for what somebody wrote by hand."""
+    return value if type(value) is int and value > 0 else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,14 +205,17 @@ class Registry:
         if done.succeeded:
             return InSyncOutcome("done", dict(members), done.revision)
         kvs = done.responses[0].kvs
-        stands = k.load(k.RawKey(kvs[0].value, kvs[0].create_revision, kvs[0].mod_revision)) if kvs else None
-        return InSyncOutcome("refused", dict((stands or {}).get("members", {})), kvs[0].mod_revision if kvs else 0)
+        stands = k.insync_of(k.RawKey(kvs[0].value, kvs[0].create_revision, kvs[0].mod_revision) if kvs else None)
+        return InSyncOutcome("refused", {str(n): str(j) for n, j in stands.members.items()}, stands.mod_revision)
 
     # -- what only informs ----------------------------------------------------------------------------------------
 
     async def put_member(self, lease_id: int, fields: Mapping[str, Any]) -> None:
         """Raises what EtcdClient.put raises."""
-        await self.etcd.put(self.keys.member(self.me.node), k.dump(**fields), lease=lease_id, timeout_s=self.timeout_s)
+        value = k.dump(**fields)
+        if len(value) > k.VALUE_MAX:  # nobody would read it, and this node could not be elected
+            value = k.dump(**{**fields, "status": {"too_long_bytes": len(value)}})
+        await self.etcd.put(self.keys.member(self.me.node), value, lease=lease_id, timeout_s=self.timeout_s)
 
     async def put_history(self, record: Mapping[str, Any]) -> None:
         await self._quietly("history_not_written", self.keys.history_of(int(record["token"])), k.dump(**record))
@@ -229,11 +233,17 @@ class Registry:
             return
         await self._quietly("answer_not_written", self.keys.answer(request_id), k.dump(ok=ok, text=text), lease.id)
 
-    async def drop_switchover(self) -> None:
+    async def take_switchover(self, seen: int) -> bool:
+        """Take the request of mod_revision `seen` away; only who did acts on it, so that it is acted on once.
+
+        (Deleted after the fact, it might outlive the delete and be found by the new leader, who would hand back.)"""
+        key = self.keys.switchover
         try:
-            await self.etcd.delete(self.keys.switchover, timeout_s=_SLOW_S)
-        except BatonError as e:
-            log.warning("request_not_deleted", reason=str(e))
+            done = await self.etcd.txn([mod_revision(key) == seen], [delete(key)], timeout_s=_SLOW_S)
+        except (Unreachable, OutcomeUnknown, EtcdRefused) as e:
+            log.warning("request_not_taken", reason=str(e))
+            return False
+        return done.succeeded
 
     async def _quietly(self, event: str, key: str, value: bytes, lease: int = 0) -> None:
         for _ in range(3):
@@ -250,22 +260,18 @@ async def resign_dead(spec: KeeperSpec) -> str:
     Returns what was done, for people. Raises HomeBusy when something of the node is still alive, BatonError when etcd
     cannot be reached.
     """
-    home = Home.open(Path(spec.data_dir))
-    etcd = etcd_client(spec.etcd)
-    keys, node = k.Keys(spec.cluster), spec.node
-    try:
-        found = await etcd.range(keys.prefix, prefix=True)
-        raw = {kv.key: k.RawKey(kv.value, kv.create_revision, kv.mod_revision) for kv in found.kvs}
-        leader, tenure = k.load(raw.get(keys.leader)), k.load(raw.get(keys.tenure))
-        if leader is not None and leader.get("home") == home.id:
-            token = raw[keys.leader].create_revision
-        elif leader is None and tenure is not None and tenure.get("home") == home.id:
-            token = raw[keys.tenure].mod_revision
-        else:
-            return f"{node} did not lead"
-        registry = Registry(etcd, keys, Identity(node, "", home.id, int(spec.rules["ttl"])), _SLOW_S)
-        answer, _ = await registry.resign(token, "process died", node, None, unix_ns())
-        return f"resigned token {token} for {node}" if answer is Answer.DONE else f"token {token} was over already"
-    finally:
-        await etcd.close()
-        home.close()
+    keys, node, ttl = k.Keys(spec.cluster), spec.node, int(spec.rules["ttl"])
+    with closing(Home.open(Path(spec.data_dir))) as home:
+        async with etcd_client(spec.etcd) as etcd:
+            found = await etcd.range(keys.prefix, prefix=True, timeout_s=_SLOW_S)
+            raw = {kv.key: k.RawKey(kv.value, kv.create_revision, kv.mod_revision) for kv in found.kvs}
+            view = k.view_of(keys, raw, found.revision, found.cluster_id, ttl)
+            last = view.leader or view.tenure
+            if last is None or last.home != home.id:
+                return f"{node} did not lead"
+            over = f"token {last.token} was over already"
+            if view.leader is None and view.ended_properly:  # as after a clean stop; its successor must stay named
+                return over
+            registry = Registry(etcd, keys, Identity(node, "", home.id, ttl), _SLOW_S)
+            answer, _ = await registry.resign(last.token, "process died", node, None, unix_ns())
+            return f"resigned token {last.token} for {node}" if answer is Answer.DONE else over

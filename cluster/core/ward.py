@@ -104,6 +104,6 @@ class Restarts:
     def wait_after(self, lived: int) -> int:
         if lived > STABLE:
             self._young = 0
-        wait = min(self._timing.restart_max, self._timing.restart_min * 2 ** min(self._young, 20))
+        wait = min(self._timing.restart_max, self._timing.restart_min << min(self._young, 20))
         self._young += 1
         return wait
