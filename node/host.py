@@ -13,22 +13,26 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar
 
 import structlog
 
 from cluster.clock import boottime_ns
 from cluster.core.errors import ConfigError
-from cluster.core.ids import NS_PER_S
 from node.book import Book, BookEvent, Filled, OrderChanged
 from node.feeds.base import DepthUpdate, MarketEvent, Quote, Trade
 from node.strategy import Cancel, OrderView, Place, Role, Strategy, Wish
-from node.types import Instrument
+from node.types import Instrument, OrderSpec
 
 SHADOW_MAX = 10_000
 TIMERS_MAX = 1_000
+STATE_BYTES_MAX = 1 << 20
+DECISION_CHARS_MAX = 200
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 def load_strategy(path: str, config: Mapping[str, Any]) -> Strategy:
@@ -88,7 +92,6 @@ class StrategyHost:
         self._timers: dict[str, Any] = {}
         self._shadow: OrderedDict[str, None] = OrderedDict()
         self._now = boottime_ns()
-        self._event_name = "start"
 
     # -- node.strategy.Context -----------------------------------------------------------------------------
 
@@ -119,16 +122,26 @@ class StrategyHost:
 
     def start(self) -> None:
         """Restore the replicated state, if it is of this strategy, then on_start."""
+        self._restore()
+        self._call("start", 0, lambda: self.strategy.on_start(self))
+
+    def _restore(self) -> None:
         state = self.book.strategy_state
         if state is not None and state.strategy == self.path:
             self._guard("restore", lambda: self.strategy.restore(state.state, state.version))
-        self._call("start", 0, lambda: self.strategy.on_start(self))
+
+    def replace_book(self, book: Book) -> None:
+        """A snapshot stands for events that this strategy was never told: its leader's memory of them is in there."""
+        self.book = book
+        self._restore()
 
     def set_role(self, role: Role, reason: str) -> None:
         if role is self.role:
             return
         self.role = role
-        self._call(f"role:{self.book.term}", 0, lambda: self.strategy.on_role(self, role, reason))
+        # A term may block and resume: each time is an occasion of its own.
+        name = f"role:{self.book.term}:{self.book.applied_index}"
+        self._call(name, 0, lambda: self.strategy.on_role(self, role, reason))
 
     def market(self, event: MarketEvent) -> None:
         if isinstance(event, Quote):
@@ -156,14 +169,10 @@ class StrategyHost:
 
     def snapshot(self) -> bytes | None:
         """The strategy's state; None if it failed to give it."""
-        out: list[bytes] = []
-        self._guard("snapshot", lambda: out.append(self.strategy.snapshot()))
-        return out[0] if out else None
+        return self._guard("snapshot", lambda: _as_state(self.strategy.snapshot()))
 
     def fingerprint(self) -> str:
-        out: list[str] = []
-        self._guard("fingerprint", lambda: out.append(self.strategy.fingerprint()))
-        return out[0][:200] if out else ""
+        return self._guard("fingerprint", lambda: str(self.strategy.fingerprint())[:200]) or ""
 
     # -- comparing with the leader -------------------------------------------------------------------------
 
@@ -180,7 +189,7 @@ class StrategyHost:
 
     # -- calling user code ---------------------------------------------------------------------------------
 
-    def _guard(self, what: str, call: Callable[[], Any]) -> Any:
+    def _guard(self, what: str, call: Callable[[], T]) -> T | None:
         if self.failed:
             return None
         try:
@@ -195,7 +204,6 @@ class StrategyHost:
         """One callback; its wishes get names before anybody else sees them."""
         now = boottime_ns()
         self._now = max(self._now, now)
-        self._event_name = event_name
         returned = self._guard(event_name.partition(":")[0], lambda: _as_list(call()))
         if not returned:
             return
@@ -211,20 +219,42 @@ class StrategyHost:
         if self.role is not Role.SHADOW:
             self._on_wishes(named, received_at)
 
-    def age_of_quote_s(self, symbol: str) -> float | None:
-        quote = self.quotes.get(symbol)
-        return None if quote is None else (boottime_ns() - quote.received_at) / NS_PER_S
-
 
 def _as_list(wishes: Iterable[Wish] | None) -> list[Wish]:
-    """Runs a generator to its end, inside the guard. Raises TypeError for what is not a wish."""
+    """Runs a generator to its end, inside the guard. Raises TypeError or ValueError for what is not a wish: user code
+    is found wrong here, where it is only the strategy that fails, and not in the journal."""
     if wishes is None:
         return []
     out = list(wishes)
     for w in out:
-        if not isinstance(w, Place | Cancel):
-            raise TypeError(f"a callback returned {w!r}; expected Place or Cancel")
+        match w:
+            case Place(OrderSpec() as spec, decision_id, reason):
+                name = decision_id or ""
+                _require_texts(w, name, reason)
+                if type(spec.qty_lots) is not int or type(spec.price_ticks) not in (int, NoneType):
+                    raise TypeError(f"{spec!r}: qty_lots and price_ticks are whole numbers (int) of lots and ticks")
+                if len(name) > DECISION_CHARS_MAX:
+                    raise ValueError(f"a decision_id of {len(name)} characters; at most {DECISION_CHARS_MAX}")
+            case Cancel(client_order_id, reason):
+                _require_texts(w, client_order_id, reason)
+            case _:
+                raise TypeError(f"a callback returned {w!r}; expected Place(OrderSpec(...)) or Cancel")
     return out
+
+
+def _require_texts(wish: Wish, *texts: object) -> None:
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{wish!r}: ids and reasons are text, not {type(text).__name__}")
+        text.encode()  # a lone surrogate is no text; UnicodeEncodeError is a ValueError
+
+
+def _as_state(state: object) -> bytes:
+    if not isinstance(state, bytes):
+        raise TypeError(f"expected bytes, got {type(state).__name__}")
+    if len(state) > STATE_BYTES_MAX:
+        raise ValueError(f"{len(state)} bytes; at most {STATE_BYTES_MAX} are replicated")
+    return state
 
 
 def _name_of(event: MarketEvent) -> str:

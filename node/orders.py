@@ -9,14 +9,18 @@ book, which holds committed facts only; what is appended and not committed yet i
 - nothing is sent for an intent that is not committed on the in-sync set and claimed at the gate;
 - an order is sent at most once: `Send` is emitted once per index, and there is no resend;
 - a timeout is UNKNOWN; UNKNOWN ends only by the venue's word or by proof of absence (`_conclude_absent`);
-- every fact is appended once: fills by trade id, closes by order.
+- every fact is appended once: fills by trade id, closes by order;
+- a cancel that was asked for is asked again, also by the next leader, until the order has closed.
 
-Units: `now` Instants (ns), `venue_now` a lower bound of the venue's clock in Unix ns. Read next: `worker.py`.
+`append` may raise (the term is over, the journal is full): nothing was appended then, and nothing is noted as if it
+were. Whoever calls leaves the term, but after `place` and `cancel`, where the wish is merely declined.
+
+Units: `now` Instants (ns), `venue_now` a lower bound of the venue's clock in Unix ns. Read next: `trader.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.core.ids import NS_PER_S, Instant
@@ -25,6 +29,7 @@ from node.book import Book
 from node.book_order import Order
 from node.codec import CancelRequested, Closed, Evidence, Fact, Fill, Intent, OrderClosed, Outcome, Result
 from node.risk import RiskLimits, check
+from node.strategy import OrderState
 from node.types import (
     Accepted,
     ClientOrderId,
@@ -76,10 +81,14 @@ class SendCancel:
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """Ask the venue by client order id. Answer with `looked_up`, and the venue_now read before asking."""
+    """Ask the venue by client order id. Answer with `looked_up`, and the venue_now read before asking.
+
+    armed: the venue was armed with our token before this was asked for. What is true when the answer comes does not
+    count: a stale order could have arrived between the question and the arming."""
 
     index: int
     client_order_id: ClientOrderId
+    armed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +140,7 @@ class _Unsettled:
     None: on this venue, or for this order, time proves nothing."""
 
     client_order_id: ClientOrderId
+    spec: OrderSpec
     term: int
     absent_after: int | None
     next_try: int
@@ -142,9 +152,20 @@ class _Unsettled:
 class _Pending:
     """The book plus what is appended and not applied yet: what risk must count (node.risk.Exposure)."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, unsettled: Mapping[int, _Unsettled]) -> None:
         self.book = book
         self.flights: dict[int, Flight] = {}
+        self.decisions: set[str] = set()
+        self._unsettled = unsettled
+
+    def add(self, flight: Flight) -> None:
+        self.flights[flight.index] = flight
+        self.decisions.add(flight.decision_id)
+
+    def applied(self, index: int) -> None:
+        flight = self.flights.pop(index, None)
+        if flight is not None:
+            self.decisions.discard(flight.decision_id)
 
     def position(self, symbol: str) -> int:
         return self.book.position(symbol)
@@ -157,7 +178,9 @@ class _Pending:
         return lots
 
     def is_blocked(self, symbol: str, side: Side) -> bool:
-        return self.book.is_blocked(symbol, side)
+        return self.book.is_blocked(symbol, side) or any(
+            u.spec.symbol == symbol and u.spec.side is side for u in self._unsettled.values()
+        )
 
     @property
     def recent_intents(self) -> Sequence[int]:
@@ -190,13 +213,13 @@ class OrderDesk:
         self.caps = capabilities
         self.validity = validity
         self._append = append
-        self._pending = _Pending(book)  # appended, not applied
-        self._flights: dict[int, Flight] = {}  # appended, no outcome appended
-        self._claimed: set[int] = set()
         self._unsettled: dict[int, _Unsettled] = {}
+        self._pending = _Pending(book, self._unsettled)  # appended, not applied
+        self._flights: dict[int, Flight] = {}  # appended, no outcome appended
+        self._told: dict[int, str] = {}  # of those: what the private stream has spoken of -> its venue order id
         self._facts: set[tuple[str, str]] = set()  # fills, closes, cancels appended and not applied
-        self._cancels: dict[int, int] = {}  # index -> when the cancel was last sent
-        self._open_outcomes: set[int] = set()  # ACCEPTED appended and not applied
+        self._cancels: dict[int, int] = {}  # index -> when to ask for its cancel again
+        self._outcomes: set[int] = set()  # indexes of outcomes appended and not applied
         self.armed = False
 
     # -- wishes --------------------------------------------------------------------------------------------
@@ -214,7 +237,7 @@ class OrderDesk:
         unix_now: int,
     ) -> tuple[Flight | Declined, list[Action]]:
         """Make an intent of it, or say why not."""
-        if self.book.decided(decision_id) or any(f.decision_id == decision_id for f in self._pending.flights.values()):
+        if self.book.decided(decision_id) or decision_id in self._pending.decisions:
             return Declined("duplicate_decision", f"decision {decision_id!r} was taken before"), []
         refusal = check(
             spec,
@@ -229,20 +252,25 @@ class OrderDesk:
         entry = self._append(Intent(decision_id, spec, reason, feed_received_at))
         coid = client_order_id(self.tag, entry.term, entry.index)
         flight = Flight(entry.index, coid, decision_id, spec, entry.at, feed_received_at, decided_at=now)
-        self._flights[entry.index] = self._pending.flights[entry.index] = flight
+        self._flights[entry.index] = flight
+        self._pending.add(flight)
         return flight, [Claim(entry.index, coid)]
 
-    def cancel(self, coid: ClientOrderId, reason: str, now: Instant) -> Declined | None:
+    def cancel(self, coid: ClientOrderId, reason: str) -> Declined | None:
         """Note that the order is to be cancelled; the request leaves when that is committed."""
         order = self.book.order_by_id(coid)
-        if order is None or order.closed is not None:
+        if order is None or order.state is OrderState.CLOSED:
             return Declined("not_open", f"no open order {coid}")
         key = ("cancel", str(order.index))
         if order.cancel_requested or key in self._facts:
             return Declined("already_cancelling", f"{coid} is being cancelled")
-        self._facts.add(key)
-        self._append(CancelRequested(order.index, reason))
+        self._append_once(key, CancelRequested(order.index, reason))
         return None
+
+    def _append_once(self, key: tuple[str, str], fact: Fact) -> None:
+        """Append, then note that it is on its way: the other way round, a fact that found no room would be lost."""
+        self._append(fact)
+        self._facts.add(key)
 
     # -- what happened -------------------------------------------------------------------------------------
 
@@ -250,13 +278,15 @@ class OrderDesk:
         """`entry` is committed and the book has applied it."""
         match fact:
             case Intent():
-                self._pending.flights.pop(entry.index, None)
+                self._pending.applied(entry.index)
                 flight = self._flights.get(entry.index)
                 if flight is not None:
                     flight.committed_at = now
                     return self._maybe_send(flight, now)
             case Outcome():
-                self._open_outcomes.discard(fact.intent_index)
+                self._outcomes.discard(fact.intent_index)
+                if fact.result is not Result.UNKNOWN:
+                    self._unsettled.pop(fact.intent_index, None)  # whoever settled it
             case Fill():
                 self._facts.discard(("fill", fact.trade_id))
             case OrderClosed():
@@ -296,24 +326,36 @@ class OrderDesk:
         return [] if flight is None else self._finish(flight, result, now)
 
     def _finish(self, flight: Flight, result: SubmitResult, now: Instant) -> list[Action]:
-        del self._flights[flight.index]
-        flight.answered_at = now
         index = flight.index
         out: list[Action] = [Finished(flight, result)]
         match result:
             case Accepted(venue_order_id):
                 self._outcome(index, Result.ACCEPTED, Evidence.VENUE_REPLY, venue_order_id=venue_order_id)
-            case Refused(code, reason):
+            case Refused("stale_token" as code, reason):
                 self._outcome(index, Result.REFUSED, Evidence.VENUE_REPLY, code=code, reason=reason)
-                if code == "stale_token":
-                    out.append(StepDown(f"venue: {reason}"))
+                out.append(StepDown(f"venue: {reason}"))
             case NotSent(code, reason):
                 self._outcome(index, Result.NOT_SENT, Evidence.LOCAL, code=code, reason=reason)
+            case Refused() | Unknown() if index in self._told:  # the stream has shown it to us: it was placed
+                told = self._told[index]
+                self._outcome(index, Result.ACCEPTED, Evidence.VENUE_STREAM, venue_order_id=told, reason=result.reason)
+            case Refused(code, reason):
+                self._outcome(index, Result.REFUSED, Evidence.VENUE_REPLY, code=code, reason=reason)
             case Unknown(reason, expires_at):
                 self._append(Outcome(index, Result.UNKNOWN, Evidence.LOCAL, reason=reason, expires_at=expires_at or 0))
+                self._outcomes.add(index)
+                absent_after = expires_at if self.caps.expiry else None
                 self._unsettled[index] = _Unsettled(
-                    flight.client_order_id, self.term, expires_at if self.caps.expiry else None, now + LOOKUP_RETRY_NS
+                    flight.client_order_id, flight.spec, self.term, absent_after, now + LOOKUP_RETRY_NS
                 )
+        flight.answered_at = now
+        del self._flights[index]
+        self._told.pop(index, None)
+        if index in self._cancels:  # it waited for this answer: a venue need not know an order that is on its way
+            if isinstance(result, Accepted | Unknown):
+                out += self._send_cancel(index, now)
+            else:
+                del self._cancels[index]
         return out
 
     def _outcome(
@@ -326,40 +368,45 @@ class OrderDesk:
         code: str = "",
         reason: str = "",
     ) -> None:
-        self._unsettled.pop(index, None)
-        if result is Result.ACCEPTED:
-            self._open_outcomes.add(index)
         self._append(Outcome(index, result, evidence, venue_order_id, code, reason))
+        self._outcomes.add(index)
+        self._unsettled.pop(index, None)
 
     # -- cancels -------------------------------------------------------------------------------------------
 
+    def granted(self, now: Instant) -> list[Action]:
+        """The permit has come: ask for the cancels that earlier leaders were asked for."""
+        return [a for order in self.book.cancels_requested() for a in self._send_cancel(order.index, now)]
+
     def _send_cancel(self, index: int, now: Instant) -> list[Action]:
+        """Ask; `tick` asks again until it has closed, since a cancel may be lost, refused for now, or overtaken."""
         order = self.book.order(index)
-        if order is None or order.closed is not None or index in self._flights:
+        if order is None or order.state is OrderState.CLOSED:
+            self._cancels.pop(index, None)
             return []
-        self._cancels[index] = now
-        return [SendCancel(index, order.client_order_id)]
+        flight = self._flights.get(index)
+        if flight is not None and not flight.sent_at:
+            return self._finish(flight, NotSent("cancelled", "cancelled before it was sent"), now)
+        self._cancels[index] = now + CANCEL_RETRY_NS
+        return [] if flight is not None else [SendCancel(index, order.client_order_id)]
 
     def cancel_answered(self, index: int, result: SubmitResult, now: Instant) -> list[Action]:
-        """Accepted: the private stream tells how it closed. Anything else: look, and ask again later."""
+        """Accepted: the private stream tells how it closed. Refused: look what it is. Else `tick` asks again."""
         order = self.book.order(index)
-        if order is None or order.closed is not None:
+        if order is None or order.state is OrderState.CLOSED or not isinstance(result, Refused):
             return []
-        if isinstance(result, Refused):
-            if result.code == "stale_token":
-                return [StepDown(f"venue: {result.reason}")]
-            return [LookUp(index, order.client_order_id)]
-        return []
+        if result.code == "stale_token":
+            return [StepDown(f"venue: {result.reason}")]
+        return [LookUp(index, order.client_order_id, self.armed)]
 
     # -- the private stream --------------------------------------------------------------------------------
 
-    def venue_said(self, event: VenueEvent, now: Instant) -> list[Action]:
+    def venue_said(self, event: VenueEvent) -> None:
         match event:
             case VenueFill():
                 self._fill(event)
             case VenueOrderEvent():
                 self._order_event(event.order, event.reason, Evidence.VENUE_STREAM, event.event_seq)
-        return []
 
     def _known(self, coid: str) -> Order | None:
         """Our order of that id, applied or not; an id of the right shape is not enough."""
@@ -374,8 +421,8 @@ class OrderDesk:
         if key in self._facts or self.book.has_fill(fill.trade_id):
             return
         order = self._known(fill.client_order_id)
-        self._facts.add(key)
-        self._append(
+        self._append_once(
+            key,
             Fill(
                 fill.trade_id,
                 order.index if order else 0,
@@ -386,23 +433,35 @@ class OrderDesk:
                 fill.price_ticks,
                 fill.at_ns,
                 fill.event_seq,
-            )
+            ),
         )
+        if order is not None and order.index in self._unsettled:  # it was placed, then; what rests of it is asked for
+            self._outcome(order.index, Result.ACCEPTED, Evidence.FILL_HISTORY)
+        elif order is not None and order.index in self._flights:
+            self._told.setdefault(order.index, "")
+
+    def found_open(self, venue_order: VenueOrder) -> None:
+        """It stands in the venue's list of open orders."""
+        self._order_event(venue_order, "found among the open orders", Evidence.LOOKUP_FOUND, 0)
 
     def _order_event(self, venue_order: VenueOrder, reason: str, evidence: Evidence, event_seq: int) -> None:
         order = self._known(venue_order.client_order_id)
         if order is None:
             return  # an orphan; reconcile reports it
-        if order.index in self._unsettled:
-            self._outcome(
-                order.index, Result.ACCEPTED, evidence, venue_order_id=venue_order.venue_order_id, reason=reason
-            )
+        index, venue_order_id = order.index, venue_order.venue_order_id
+        if venue_order.status is OrderStatus.REFUSED:  # some venues remember what they refused
+            if index in self._unsettled:
+                self._outcome(index, Result.REFUSED, evidence, code="refused", reason=reason)
+            return
+        if index in self._unsettled:
+            self._outcome(index, Result.ACCEPTED, evidence, venue_order_id=venue_order_id, reason=reason)
+        elif index in self._flights:
+            self._told[index] = venue_order_id
         how = _CLOSED.get(venue_order.status)
-        key = ("closed", str(order.index))
+        key = ("closed", str(index))
         if how is None or order.closed is not None or key in self._facts:
             return
-        self._facts.add(key)
-        self._append(OrderClosed(order.index, how, venue_order.filled_lots, reason, evidence, event_seq))
+        self._append_once(key, OrderClosed(index, how, venue_order.filled_lots, reason, evidence, event_seq))
 
     # -- outcomes that are open ----------------------------------------------------------------------------
 
@@ -415,9 +474,12 @@ class OrderDesk:
         """
         bound = venue_high + self.validity if venue_high is not None and self.caps.expiry else None
         for order in self.book.unresolved():
+            if order.filled_lots:  # placed, beyond doubt; what still rests of it the reconcile compares
+                self._outcome(order.index, Result.ACCEPTED, Evidence.FILL_HISTORY)
+                continue
             known = order.outcome.expires_at if order.outcome and self.caps.expiry else 0
             after = known or bound
-            self._unsettled[order.index] = _Unsettled(order.client_order_id, order.term, after, now)
+            self._unsettled[order.index] = _Unsettled(order.client_order_id, order.intent.spec, order.term, after, now)
         return self.tick(now)
 
     @property
@@ -432,7 +494,7 @@ class OrderDesk:
     @property
     def in_flight(self) -> int:
         """Intents without an outcome, and outcomes not yet committed."""
-        return len(self._flights) + len(self._open_outcomes)
+        return len(self._flights) + len(self._outcomes)
 
     def tick(self, now: Instant) -> list[Action]:
         out: list[Action] = []
@@ -440,9 +502,9 @@ class OrderDesk:
             if u.asking or now < u.next_try:
                 continue
             u.asking = True
-            out.append(LookUp(index, u.client_order_id))
-        for index, sent_at in list(self._cancels.items()):
-            if now - sent_at > CANCEL_RETRY_NS:
+            out.append(LookUp(index, u.client_order_id, self.armed))
+        for index, due in list(self._cancels.items()):
+            if now >= due:
                 out += self._send_cancel(index, now)
         return out
 
@@ -450,41 +512,35 @@ class OrderDesk:
         """The venue's clock became known after take_over: give the open outcomes of earlier terms their bound."""
         if self.caps.expiry:
             for u in self._unsettled.values():
-                if u.absent_after is None:
+                if u.absent_after is None and u.term < self.term:
                     u.absent_after = venue_high + self.validity
 
-    def looked_up(self, index: int, result: LookupResult, *, asked_at_venue: int | None, now: Instant) -> list[Action]:
+    def looked_up(self, asked: LookUp, result: LookupResult, *, asked_at_venue: int | None, now: Instant) -> None:
         """asked_at_venue: lower bound of the venue's clock when the question left; None: not known."""
-        u = self._unsettled.get(index)
+        u = self._unsettled.get(asked.index)
+        if u is not None:
+            u.asking, u.asked_once = False, True
+            u.next_try = now + u.wait
+            u.wait = min(u.wait * 2, LOOKUP_RETRY_MAX_NS)
         if isinstance(result, Found):
-            if u is not None:
-                u.asking, u.asked_once = False, True
             self._order_event(result.order, "found by client order id", Evidence.LOOKUP_FOUND, 0)
-            return []
-        if u is None:
-            return []
-        u.asking = False
-        u.asked_once = True
-        u.next_try = now + u.wait
-        u.wait = min(u.wait * 2, LOOKUP_RETRY_MAX_NS)
-        if isinstance(result, Absent):
-            self._conclude_absent(index, u, asked_at_venue)
-        return []
+        elif isinstance(result, Absent) and u is not None:
+            self._conclude_absent(asked, u, asked_at_venue)
 
-    def _conclude_absent(self, index: int, u: _Unsettled, asked_at_venue: int | None) -> None:
+    def _conclude_absent(self, asked: LookUp, u: _Unsettled, asked_at_venue: int | None) -> None:
         """ "Not there" proves "not placed" only if no copy can still arrive:
 
         - the venue was armed with our token before we asked, and the order carried a lower one; or
         - we asked after the order's expiry, by the venue's own clock, plus its clock error.
         """
-        if self.caps.token and self.armed and u.term < self.term:
-            self._outcome(index, Result.NOT_SENT, Evidence.ABSENT_FENCED, code="absent")
+        if self.caps.token and asked.armed and u.term < self.term:
+            self._outcome(asked.index, Result.NOT_SENT, Evidence.ABSENT_FENCED, code="absent")
         elif (
             u.absent_after is not None
             and asked_at_venue is not None
             and asked_at_venue > u.absent_after + self.caps.clock_error_ms * 1_000_000
         ):
-            self._outcome(index, Result.NOT_SENT, Evidence.ABSENT_EXPIRED, code="absent")
+            self._outcome(asked.index, Result.NOT_SENT, Evidence.ABSENT_EXPIRED, code="absent")
 
 
 _CLOSED = {

@@ -17,7 +17,7 @@ from node.types import ClientOrderId, VenueFill, VenueOrder
 
 @dataclass(frozen=True, slots=True)
 class VenueSnapshot:
-    """fills: those after the book's venue_event_seq when it was taken. positions: net lots by symbol."""
+    """fills: at least those after the book's venue_event_seq when it was taken. positions: net lots by symbol."""
 
     open_orders: Sequence[VenueOrder]
     fills: Sequence[VenueFill]
@@ -26,10 +26,12 @@ class VenueSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """fills: to be journaled if they are not yet. look_up: (intent index, client order id) to ask about."""
+    """fills: to be journaled if they are not yet. look_up: (intent index, client order id) to ask about. placed: orders
+    of unknown outcome that the venue has open, which settles it."""
 
     fills: list[VenueFill] = field(default_factory=list)
     look_up: list[tuple[int, ClientOrderId]] = field(default_factory=list)
+    placed: list[VenueOrder] = field(default_factory=list)
     mismatches: tuple[str, ...] = ()
 
 
@@ -44,9 +46,12 @@ class Reconciler:
         at_venue = {o.client_order_id: o for o in venue.open_orders}
         suspects: list[str] = []
         look_up: list[tuple[int, ClientOrderId]] = []
+        placed: list[VenueOrder] = []
         for order in book.live_orders():
             seen = at_venue.get(order.client_order_id)
-            if order.state is OrderState.OPEN and seen is None:
+            if order.state is OrderState.UNKNOWN and seen is not None:
+                placed.append(seen)
+            elif order.state is OrderState.OPEN and seen is None:
                 look_up.append((order.index, order.client_order_id))
                 suspects.append(f"order {order.client_order_id} is open in the book and not at the venue")
             elif seen is not None and seen.filled_lots < order.filled_lots:
@@ -55,17 +60,20 @@ class Reconciler:
                     f"{seen.filled_lots} at the venue"
                 )
         for coid in at_venue:
-            if book.order_by_id(coid) is None:
+            ours = book.order_by_id(coid)
+            if ours is None:
                 suspects.append(f"order {coid} is open at the venue and unknown to the journal")
+            elif ours.state is OrderState.CLOSED:
+                suspects.append(f"order {coid} is open at the venue and closed in the book ({ours.result.name})")
         new = [f for f in venue.fills if not book.has_fill(f.trade_id)]
         expected = dict(book.positions())
         for f in new:
             expected[f.symbol] = expected.get(f.symbol, 0) + f.side.sign * f.qty_lots
         for symbol in sorted(expected.keys() | venue.positions.keys()):
-            ours, theirs = expected.get(symbol, 0), venue.positions.get(symbol, 0)
-            if ours != theirs:
-                suspects.append(f"position {symbol}: {ours} lots by the journal's fills, {theirs} at the venue")
+            journaled, theirs = expected.get(symbol, 0), venue.positions.get(symbol, 0)
+            if journaled != theirs:
+                suspects.append(f"position {symbol}: {journaled} lots by the journal's fills, {theirs} at the venue")
         # A suspicion names its numbers, so a difference that moves is a new one and gets its second look too.
         standing = tuple(s for s in suspects if s in self._suspects)
         self._suspects = frozenset(suspects)
-        return Findings(new, look_up, standing)
+        return Findings(new, look_up, placed, standing)

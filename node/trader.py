@@ -6,23 +6,26 @@ is the order of things at the send: the permit is read, and nothing awaited, rig
 
     take over:  arm the gate and the venue (in parallel) -> look up what is open -> report -> permit -> trade
 
-Whatever the outside does, nothing here waits without a limit, and a failure makes trading blocked, not wrong.
+Whatever the outside does, nothing here waits without a limit, and a failure makes trading blocked, not wrong. Callbacks
+and tasks end in `_decide` or `_failed`: an exception in either would vanish in the loop while the term goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
 from cluster.clock import boottime_ns, unix_ns
-from cluster.core.errors import OutcomeUnknown, StaleTerm, Unreachable
+from cluster.core.errors import InvariantViolation, OutcomeUnknown, StaleTerm, Unreachable
+from cluster.core.errors import StepDown as TermOver
 from cluster.core.ids import NS_PER_S, Instant
 from cluster.core.log import Entry
+from cluster.journal import JournalBusy
 from cluster.permit import PermitPage
 from node import orders
 from node.book import Book
@@ -30,21 +33,35 @@ from node.codec import Fact, Reconciled
 from node.gate import Gate, GateClaimer, GateUnavailable, GateUnsuitable, Verdict
 from node.orders import Declined, Finished, LookUp, OrderDesk, Send, SendCancel, StepDown
 from node.permission import Conditions, Level, Permission, judge
-from node.reconcile import Reconciler, VenueSnapshot
+from node.reconcile import Findings, Reconciler, VenueSnapshot
 from node.risk import RiskLimits
 from node.strategy import Cancel, Place, Wish
 from node.telemetry import Telemetry
-from node.types import Accepted, NotSent, Refused, StreamDown, StreamUp, SubmitResult, WireOrder
+from node.types import (
+    Accepted,
+    ClientOrderId,
+    NotSent,
+    Refused,
+    StreamDown,
+    StreamUp,
+    SubmitResult,
+    VenueEvent,
+    WireOrder,
+)
 from node.venue_clock import VenueClock
-from node.venues.base import Unavailable, Venue
+from node.venues.base import SubmitTicket, Unavailable, Venue
 
 TICK_S = 0.05
 ARM_RETRY_S = 0.1
+HALT_LOOK_S = 1.0
 ARM_WAIT_S = 0.25
 """How long a takeover waits for a gate or venue that does not answer, before it goes on without (blocked)."""
 SETTLE_WAIT_S = 0.5
 STREAM_WAIT_S = 0.5
 RECONCILED_AT_LEAST_EVERY_S = 60.0
+RECONCILE_OVERLAP = 256
+"""How many events before the book's resume point are asked for again. That point is the highest place a journaled fact
+came from; should one below it have come late, and its leader died first, no stream would tell it any more."""
 
 log = structlog.get_logger()
 
@@ -88,7 +105,7 @@ class Trader:
         self.mismatches: tuple[str, ...] = ()
         self.declined: dict[str, int] = {}
         self.gate_warnings: list[str] = []
-        self._append = append
+        self._journal = append
         self._page = page
         self._gate = gate
         self._claimer = GateClaimer(gate, term)
@@ -108,6 +125,7 @@ class Trader:
         self._stream_up = asyncio.Event()
         self._lookup_done = asyncio.Event()
         self._answered = asyncio.Event()
+        self._granted = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.desk = OrderDesk(
             term=term,
@@ -116,7 +134,7 @@ class Trader:
             limits=rules.limits,
             capabilities=venue.capabilities,
             validity=round(rules.validity_s * NS_PER_S),
-            append=append,
+            append=self._append,
         )
         self._reconciler = Reconciler(book)
 
@@ -140,7 +158,7 @@ class Trader:
         instrument and side blocked, and is asked for again."""
         begun = boottime_ns()
         self._settling.set()
-        self._do(self.desk.take_over(begun, self._clock.latest()))
+        self._decide(lambda: self.desk.take_over(begun, self._clock.latest()))
         limit = begun + round(SETTLE_WAIT_S * NS_PER_S)
         while self.desk.asking and boottime_ns() < limit and not self._stopped:
             await self._settled_some()
@@ -156,8 +174,12 @@ class Trader:
 
     def granted(self) -> None:
         """The permit is in the page: trade."""
+        if self._stopped:
+            return
         self.conditions.standing = "leading"
         self.review()
+        self._granted.set()
+        self._decide(lambda: self.desk.granted(boottime_ns()))
 
     async def drain(self, limit_s: float) -> None:
         """The permit is gone. Wait for the answers to what was sent; what has none by then stays UNKNOWN for the next
@@ -165,21 +187,27 @@ class Trader:
         self.conditions.standing = "handing over"
         self.review()
         deadline = boottime_ns() + round(limit_s * NS_PER_S)
-        while self.desk.in_flight and boottime_ns() < deadline:
+        while self.desk.in_flight and boottime_ns() < deadline and not self._stopped:
             self._answered.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await self._answered.wait()
 
     def stop(self) -> None:
-        """Send nothing more. Synchronous: when it returns, no new write can start; one that waits in the adapter's
-        queue is dropped by `_still_allowed`."""
+        """Send and append nothing more. Synchronous: when it returns, no new write can start, and one that waits
+        in the adapter's queue is dropped by `_still_allowed`."""
         self._stopped = True
         for task in self._tasks:
             task.cancel()
 
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
     def review(self) -> None:
         """Judge the conditions again; tell if the result changed."""
+        if self._stopped:
+            return
         seen = self._page.read()
         self.conditions.permit_live = seen.token == self.term and seen.covers(boottime_ns())
         now = judge(self.conditions)
@@ -196,13 +224,20 @@ class Trader:
         """What the strategy wants, in its order. received_at: Instant of the market event, 0: none."""
         now = boottime_ns()
         for decision_id, wish in named:
-            if isinstance(wish, Cancel):
-                self.desk.cancel(wish.client_order_id, wish.reason, now)
-            else:
-                self._place(decision_id, wish, received_at, now)
+            if self._stopped:
+                return
+            try:
+                if isinstance(wish, Cancel):
+                    self.desk.cancel(wish.client_order_id, wish.reason)
+                else:
+                    self._place(decision_id, wish, received_at, now)
+            except JournalBusy:
+                self._decline("journal_busy")  # nothing was appended: it may wish for it again
+            except Exception as e:  # noqa: BLE001 - see _failed
+                self._failed(e)
 
     def _place(self, decision_id: str, wish: Place, received_at: int, now: Instant) -> None:
-        if self._stopped or self.permission.level is Level.BLOCKED:
+        if self.permission.level is Level.BLOCKED:
             self._decline("blocked")
             return
         unix_now = unix_ns()
@@ -221,7 +256,7 @@ class Trader:
             return
         if received_at:
             self._telemetry.stage("decided", now - received_at)
-        self._do(actions)
+        self._decide(lambda: actions)
 
     def _decline(self, code: str) -> None:
         self.declined[code] = self.declined.get(code, 0) + 1
@@ -229,10 +264,36 @@ class Trader:
 
     def applied(self, entry: Entry, fact: Fact) -> None:
         """`entry` is committed and in the book."""
-        self._do(self.desk.applied(entry, fact, boottime_ns()))
+        self._decide(lambda: self.desk.applied(entry, fact, boottime_ns()))
         self._answered.set()
 
+    def _append(self, fact: Fact) -> Entry:
+        """Raises StepDown once stopped: the node may lead again by now, and this is not its term."""
+        if self._stopped:
+            raise TermOver(f"term {self.term} has ended here")
+        return self._journal(fact)
+
     # -- carrying out --------------------------------------------------------------------------------------
+
+    def _decide(self, ask: Callable[[], list[orders.Action] | None]) -> None:
+        """Ask the desk, and carry out what it answers."""
+        if self._stopped:
+            return
+        try:
+            self._do(ask() or [])
+        except Exception as e:  # noqa: BLE001 - see _failed
+            self._failed(e)
+
+    def _failed(self, error: BaseException) -> None:
+        """A fact that could not be journaled, or a mistake of ours: either way the desk and the world may differ from
+        here on. The next leader starts from the journal and the venue."""
+        if self._stopped:
+            return
+        if isinstance(error, TermOver):
+            self._step_down(str(error))
+            return
+        log.error("trader_failed", term=self.term, reason=str(error), exc_info=error)
+        self._step_down(f"trading failed: {type(error).__name__}: {error}")
 
     def _do(self, actions: list[orders.Action]) -> None:
         for action in actions:
@@ -246,8 +307,8 @@ class Trader:
                     self._send(action)
                 case SendCancel(index, coid):
                     self._spawn(self._cancel(index, coid))
-                case LookUp(index, coid):
-                    self._spawn(self._look_up(index, coid))
+                case LookUp():
+                    self._spawn(self._look_up(action))
                 case StepDown(reason):
                     self._step_down(reason)
                 case Finished(flight, result):
@@ -273,7 +334,9 @@ class Trader:
                 self._telemetry.fence_refused("gate")
                 if result.verdict is Verdict.UNARMED:
                     self._close_gate("it lost its state; re-arming")
-        self._do(self.desk.claimed(index, refusal, boottime_ns()))
+                elif result.verdict is Verdict.HALTED:
+                    self._close_gate(f"halted: {result.detail}")
+        self._decide(lambda: self.desk.claimed(index, refusal, boottime_ns()))
 
     def _send(self, send: Send) -> None:
         """Check last, right before the effect: no await from the permit check to the hand-over."""
@@ -282,6 +345,10 @@ class Trader:
         if permit.token != self.term or not permit.covers(now):
             self._telemetry.fence_refused("permit")
             self._do(self.desk.submitted(send.index, NotSent("no_permit", "the permit ended before the send"), now))
+            return
+        if self.conditions.unprotected:  # a standby was lost between the intent and its commit
+            self._telemetry.fence_refused("replication")
+            self._do(self.desk.submitted(send.index, NotSent("unprotected", self.conditions.unprotected), now))
             return
         expires_at: int | None = None
         if self._venue.capabilities.expiry:
@@ -298,9 +365,9 @@ class Trader:
         permit = self._page.read()
         return not self._stopped and permit.token == self.term and permit.covers(boottime_ns())
 
-    async def _await_answer(self, index: int, ticket: Any) -> None:
-        result: SubmitResult = await ticket.result()
-        self._do(self.desk.submitted(index, result, boottime_ns()))
+    async def _await_answer(self, index: int, ticket: SubmitTicket) -> None:
+        result = await ticket.result()
+        self._decide(lambda: self.desk.submitted(index, result, boottime_ns()))
 
     def _finished(self, flight: orders.Flight, result: SubmitResult) -> None:
         self._telemetry.order_finished(flight, result)
@@ -318,34 +385,34 @@ class Trader:
                 reason=result.reason,
             )
 
-    async def _cancel(self, index: int, coid: Any) -> None:
+    async def _cancel(self, index: int, coid: ClientOrderId) -> None:
         if not self._still_allowed():
             return
         result = await self._venue.cancel(coid, self.term)
-        self._do(self.desk.cancel_answered(index, result, boottime_ns()))
+        self._decide(lambda: self.desk.cancel_answered(index, result, boottime_ns()))
 
-    async def _look_up(self, index: int, coid: Any) -> None:
+    async def _look_up(self, ask: LookUp) -> None:
         asked_at = self._clock.earliest(boottime_ns())
-        result = await self._venue.lookup(coid)
+        result = await self._venue.lookup(ask.client_order_id)
         if isinstance(result, Unavailable):
-            log.warning("lookup_unavailable", client_order_id=coid, reason=result.reason)
-        self._do(self.desk.looked_up(index, result, asked_at_venue=asked_at, now=boottime_ns()))
+            log.warning("lookup_unavailable", client_order_id=ask.client_order_id, reason=result.reason)
+        self._decide(lambda: self.desk.looked_up(ask, result, asked_at_venue=asked_at, now=boottime_ns()))
         self._lookup_done.set()
 
     # -- background ----------------------------------------------------------------------------------------
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._stopped:
+            work.close()
+            return
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        return task
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            error = task.exception()
-            log.error("trader_failed", term=self.term, reason=str(error), exc_info=error)
-            self._step_down(f"trading failed: {error}")
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
 
     async def _tick(self) -> None:
         while True:
@@ -353,13 +420,16 @@ class Trader:
             latest = self._clock.latest()
             if latest is not None:
                 self.desk.bound_unknown(latest)
-            self._do(self.desk.tick(boottime_ns()))
+            self._decide(lambda: self.desk.tick(boottime_ns()))
             self.review()
 
     def _close_gate(self, why: str) -> None:
-        self.conditions.gate_closed = why
-        self.review()
+        self._gate_is(why)
         self._gate_lost.set()
+
+    def _gate_is(self, closed: str) -> None:
+        self.conditions.gate_closed = closed
+        self.review()
 
     def _report_gate(self, warnings: list[str]) -> None:
         if warnings and not self.gate_warnings:
@@ -367,34 +437,42 @@ class Trader:
         self.gate_warnings = warnings
 
     async def _keep_gate_armed(self) -> None:
-        """Arm; arm again whenever a claim shows that the gate has forgotten us or cannot be reached."""
+        """Arm; arm again whenever a claim shows that the gate has forgotten us, is halted, or cannot be reached."""
         first = True  # the worker has connected it long before: at a takeover, arm at once
         while True:
+            halted: str | None = None
             try:
                 if not first:
                     self._report_gate(await self._gate.connect())  # it may be another Redis by now
-                first = False
                 await self._gate.arm(self.term)
+                if not first:
+                    halted = (await self._gate.state()).halted
             except StaleTerm as e:
                 self._telemetry.fence_refused("gate")
                 self._step_down(f"gate: {e}")
                 return
             except (GateUnavailable, GateUnsuitable) as e:
-                self.conditions.gate_closed = str(e)
-                self.review()
+                first = False
+                self._gate_is(str(e))
                 self._gate_once.set()
                 await asyncio.sleep(ARM_RETRY_S)
                 continue
-            self.conditions.gate_closed = ""
-            self.review()
-            self._gate_once.set()
+            first = False
+            if halted is not None:
+                self._gate_is(f"halted: {halted}")
+                await asyncio.sleep(HALT_LOOK_S)
+                continue
             self._gate_lost.clear()
+            self._gate_is("")
+            self._gate_once.set()
             await self._gate_lost.wait()
 
     async def _keep_venue(self) -> None:
         """Arm the venue, then follow its private stream for as long as the term lasts."""
         while True:
             try:
+                if not self._venue.connected:  # and so its capabilities are not known: it would seem to have none
+                    raise Unreachable("not connected")
                 armed = await self._venue.arm(self.term)
             except (Unreachable, OutcomeUnknown) as e:
                 self.conditions.venue_down = str(e)
@@ -411,21 +489,31 @@ class Trader:
         # Between arming and the stream's first sign nothing is known to be wrong, and what it will tell is not lost: it
         # resumes where the book ends. Unfilled orders count in full meanwhile, so no limit rests on it.
         self.conditions.venue_down = ""
+        self.review()
         self._venue_once.set()
         # Only a book that has caught up knows which orders are ours, which fills it has, and where to resume.
         await self._settling.wait()
         self._spawn(self._expect_stream())
-        async for event in self._venue.events(self.book.venue_event_seq):
-            match event:
-                case StreamUp():
-                    self._stream_up.set()
-                    self.conditions.venue_down = ""
-                    self.review()
-                case StreamDown(reason):
-                    self.conditions.venue_down = f"private stream down: {reason}"
-                    self.review()
-                case _:
-                    self._do(self.desk.venue_said(event, boottime_ns()))
+        events = cast(AsyncGenerator[VenueEvent, None], self._venue.events(self.book.venue_event_seq))
+        async with contextlib.aclosing(events):
+            async for event in events:
+                self._heard(event)
+        raise InvariantViolation("the venue's private stream ended for good")
+
+    def _heard(self, event: VenueEvent) -> None:
+        match event:
+            case StreamUp():
+                self._stream_up.set()
+                if self._venue.capabilities != self.desk.caps:  # what is in flight was sent under other rules
+                    self._step_down("venue: its capabilities have changed")
+                    return
+                self.conditions.venue_down = ""
+                self.review()
+            case StreamDown(reason):
+                self.conditions.venue_down = f"private stream down: {reason}"
+                self.review()
+            case _:
+                self._decide(lambda: self.desk.venue_said(event))
 
     async def _expect_stream(self) -> None:
         try:
@@ -442,6 +530,7 @@ class Trader:
         ttl_s = self.rules.deadman_ttl_s
         if not ttl_s:
             return
+        await self._granted.wait()  # at once then: the switch that the last leader armed may be about to fire
         while True:
             if self._still_allowed():
                 try:
@@ -461,16 +550,14 @@ class Trader:
             try:
                 snapshot = VenueSnapshot(
                     await self._venue.open_orders(),
-                    await self._venue.fills_after(self.book.venue_event_seq),
+                    await self._venue.fills_after(max(0, self.book.venue_event_seq - RECONCILE_OVERLAP)),
                     await self._venue.positions(),
                 )
             except (Unreachable, OutcomeUnknown) as e:
                 log.warning("reconcile_failed", term=self.term, reason=str(e))
             else:
                 found = self._reconciler.compare(snapshot)
-                for fill in found.fills:
-                    self._do(self.desk.venue_said(fill, boottime_ns()))
-                self._do([LookUp(index, coid) for index, coid in found.look_up])
+                self._take_findings(found)
                 now = boottime_ns()
                 if found.mismatches != told or now - told_at > RECONCILED_AT_LEAST_EVERY_S * NS_PER_S:
                     self._append(Reconciled(trigger, found.mismatches))
@@ -480,3 +567,10 @@ class Trader:
                 self.mismatches = found.mismatches
                 trigger = "periodic"
             await asyncio.sleep(self.rules.reconcile_interval_s)
+
+    def _take_findings(self, found: Findings) -> None:
+        for fill in found.fills:
+            self._decide(lambda f=fill: self.desk.venue_said(f))  # type: ignore[misc]
+        for order in found.placed:
+            self._decide(lambda o=order: self.desk.found_open(o))  # type: ignore[misc]
+        self._decide(lambda: [LookUp(index, coid, self.desk.armed) for index, coid in found.look_up])

@@ -36,7 +36,7 @@ def main() -> None:
     except BatonError as e:
         if str(e):
             for line in str(e).splitlines():
-                out.say(f"baton: {line}")
+                out.say(f"baton: {line.removeprefix('baton: ')}")  # a program's last words begin so, too
         _leave(out.exit_code(e))
     except KeyboardInterrupt:
         _leave(128 + signal.SIGINT)

@@ -87,7 +87,9 @@ def _options(cluster: LocalCluster, told: dict[str, Any], overlay: Path | None) 
 def _market(options: Options) -> str:
     from node.feeds.replay import default_capture
 
-    capture = None if options.feed == "synthetic" else options.feed or default_capture()
+    if options.feed == "synthetic":
+        return "a synthetic market"
+    capture = options.feed or default_capture()
     return f"market data from {capture}" if capture else "a synthetic market (no recording given or found)"
 
 

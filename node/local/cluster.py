@@ -454,8 +454,11 @@ class LocalCluster:
             raise ServerFailed(answer["text"])
 
     def _why(self) -> str:
-        waiting = [f"{n}: {p['state']}" for n, p in self.programs().items() if p["state"] != "running"]
-        return f"{', '.join(waiting) or 'all programs run'}; see {self.supervisor_log}"
+        """What the supervisor waits for."""
+        record = self.record()
+        waiting = [f"{n}: {p['state']}" for n, p in record["programs"].items() if p["state"] != "running"]
+        said = ", ".join(waiting) or record["reason"] or "no program answers yet"
+        return f"{said}; see {self.supervisor_log} and {self.dir}/nodes/*/log"
 
 
 def _refuse_taken(port: int, name: str, directory: Path) -> None:

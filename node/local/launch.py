@@ -143,10 +143,11 @@ def _listens(port: int) -> Callable[[], bool]:
 
 
 async def wait_trading(cluster: LocalCluster, timeout_s: float = TRADING_TIMEOUT_S) -> None:
-    """Until some node leads and is allowed to trade. Raises ServerFailed with what the nodes say instead."""
+    """Until some node leads and is allowed to trade; what it waits for stands in the record meanwhile. Raises
+    ServerFailed with what the nodes say instead, at once if it is what no waiting mends."""
     deadline = boottime_ns() + ns(timeout_s)
-    why = "no node answers"
-    while boottime_ns() < deadline:
+    told = ""
+    while True:
         try:
             status = await asyncio.to_thread(cluster_status, cluster.urls)
         except Unreachable as e:
@@ -156,8 +157,28 @@ async def wait_trading(cluster: LocalCluster, timeout_s: float = TRADING_TIMEOUT
             if permission["level"] == "allowed":
                 return
             why = f"{permission['level']}: {permission['reason'] or 'no reason given'}"
+            if status["leader"] is None:
+                why = ". ".join([why, *_why_nobody_leads(cluster, status)])
+            if permission["reason"].startswith("strategy:"):
+                raise ServerFailed(f"no node trades ({why}); mend the strategy; see {cluster.dir}/nodes/*/log")
+        if why != told:
+            told = why
+            cluster.update(reason=why)
+        if boottime_ns() > deadline:
+            raise ServerFailed(f"no node trades after {timeout_s:g} s ({why}); see {cluster.dir}/nodes/*/log")
         await asyncio.sleep(0.05)
-    raise ServerFailed(f"no node trades after {timeout_s:g} s ({why}); see {cluster.dir}/nodes/*/log")
+
+
+def _why_nobody_leads(cluster: LocalCluster, status: dict[str, Any]) -> list[str]:
+    out = [str(w).rstrip(".") for w in dict.fromkeys(status["warnings"])]
+    if not status["history"]:
+        endpoints = load_config(cluster.config_file(cluster.nodes[0])).etcd.endpoints
+        return [*out, f"Nobody ever led: do the nodes reach etcd at {', '.join(endpoints)}?"]
+    nodes = [n for n in status["nodes"] if n["name"] in status["answered"]]
+    if nodes and all(n["in_sync"] is False for n in nodes):
+        names = ", ".join(n["name"] for n in nodes)
+        out.append(f"No journal of {names} is in the in-sync set, so none may lead: bring back a node whose journal is")
+    return out
 
 
 async def _run(cluster: LocalCluster, tell: Callable[[dict[str, Any]], None], lifeline: int | None) -> None:
@@ -176,7 +197,7 @@ async def _run(cluster: LocalCluster, tell: Callable[[dict[str, Any]], None], li
 
     async def on_ready() -> None:
         await wait_trading(cluster)
-        cluster.update(state="ready")
+        cluster.update(state="ready", reason="")
         log.info("cluster_ready", directory=str(cluster.dir), urls=cluster.urls)
         tell({"ok": True})
 

@@ -81,13 +81,18 @@ def _boot_id() -> str:
 
 
 def _stat(pid: int) -> int | None:
-    """Start time in ticks since boot; None if the process is gone or a zombie."""
+    """Start time in ticks since boot; None if the process is gone or a corpse.
+
+    A process whose first thread has ended shows as a zombie while its other threads still hold its ports and locks; it
+    is dead when the last of them is."""
     try:
         line = Path(f"/proc/{pid}/stat").read_bytes()
+        fields = line[line.rindex(b")") + 2 :].split()  # the name in brackets may hold anything
+        if fields[0] in (b"Z", b"X") and len(os.listdir(f"/proc/{pid}/task")) <= 1:
+            return None
     except OSError:
         return None
-    fields = line[line.rindex(b")") + 2 :].split()  # the name in brackets may hold anything
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return int(fields[19])
 
 
 def marked(cluster_id: str) -> Iterator[ProcessId]:

@@ -142,8 +142,9 @@ class Record:
 
 
 def read_record(path: Path, after_seq: int = 0) -> Iterator[dict[str, Any]]:
-    """The lines of a record with a higher venue_seq, oldest first, as the stable surface: every key of `lines.SURFACE` (qty and price as
-    decimal strings, null where one does not apply), and others where they apply, among them `chain` (hex).
+    """The lines of a record with a higher venue_seq, oldest first, as the stable surface: every key of `lines.SURFACE`
+    (qty and price as decimal strings, null where one does not apply), and others where they apply, among them `chain`
+    (hex).
 
     path: the file, or the venue's directory. The venue may be running; lines written meanwhile are included.
     Does not check the chain: see `verify_record`. Raises ConfigError if there is no record.
