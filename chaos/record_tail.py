@@ -21,11 +21,11 @@ class RecordTail:
         self.first_order: dict[int, dict[str, Any]] = {}
         self.last_order: dict[int, dict[str, Any]] = {}
         self.orders_accepted = 0
-        self._seq = 0
+        self.seq = 0  # venue_seq of the last line read
 
     def read(self) -> None:
-        for line in read_record(self.path, self._seq):
-            self._seq = line["venue_seq"]
+        for line in read_record(self.path, self.seq):
+            self.seq = line["venue_seq"]
             if line["kind"] == "new" and line["outcome"] == "accepted":
                 token = line["token"] or 0
                 self.orders_accepted += 1

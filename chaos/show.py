@@ -8,6 +8,7 @@ the venue's own record and from the journals on disk (`verdict.py`), never from 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import time
@@ -21,20 +22,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from chaos.evidence import journal_evidence
 from chaos.record_tail import RecordTail
-from chaos.verdict import JournalEvidence, Verdict, journal_evidence, judge, judge_record
+from chaos.verdict import JournalEvidence, Verdict, judge, judge_record
 from cluster.clock import boottime_ns
 from cluster.core.errors import BatonError, OutcomeUnknown, Unreachable
-from cluster.core.ids import ns
+from cluster.core.ids import NS_PER_S, ns
 from node.client import post_json
 from node.local.cluster import LocalCluster, Options
-from node.paper_venue.record import read_record
+from node.paper_venue.profile import parse_profile
+from node.paper_venue.record import read_record, verify_record
 from node.types import ClientOrderId, Instrument, OrderSpec, Refused, Side, WireOrder
 
 ORDERS_MIN = 200
 HEALTHY_LIMIT_S = 25.0
 FAILOVER_LIMIT_S = 10.0
 REST_LIMIT_S = 10.0
+HISTORY_LIMIT_S = 3.0
 POLL_S = 0.05
 PAUSE_TTLS = 3
 
@@ -62,7 +66,6 @@ class Act:
 class Result:
     acts: list[Act]
     verdict: Verdict
-    stale_offered: int = 0
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -71,13 +74,24 @@ class Result:
 
 
 class Show:
-    def __init__(self, cluster: LocalCluster, console: Console, hang_file: Path, ttl_s: float = 1.0) -> None:
+    """Five acts on a running cluster whose strategy hangs when `hang_file` appears; used once."""
+
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        console: Console,
+        hang_file: Path,
+        *,
+        ttl_s: float = 1.0,
+        orders_min: int = ORDERS_MIN,
+    ) -> None:
         self.cluster = cluster
         self.console = console
         self.hang_file = hang_file
         self.ttl_s = ttl_s
+        self.orders_min = orders_min
+        self.profile = parse_profile(cluster.options.venue_profile)
         self.acts: list[Act] = []
-        self.stale_offered = 0
         self.stale_answers: list[str] = []
         self.tail = RecordTail(cluster.venue_record)
 
@@ -92,7 +106,7 @@ class Show:
         for number, (title, break_it) in enumerate(acts, 1):
             self._act(number, title, break_it)
         self._wait_healthy("after the last act")
-        self._trade_until(ORDERS_MIN)
+        self._trade_until(self.orders_min)
         return self._judge()
 
     # -- one act -------------------------------------------------------------------------------------------
@@ -129,7 +143,7 @@ class Show:
 
     def _pause(self, old: str, token: int) -> None:
         keeper, worker = self._processes(old)
-        paused_at = time.monotonic()
+        paused_at, paused_at_ns = time.monotonic(), time.time_ns()
         keeper.send(signal.SIGSTOP)
         worker.send(signal.SIGSTOP)
         try:
@@ -143,9 +157,19 @@ class Show:
             keeper.send(signal.SIGCONT)
             worker.send(signal.SIGCONT)
         # What its own checks stop, nobody sees. So one order with its token goes to the venue past all of them, as one
-        # that was frozen between the last check and the socket would.
-        self.stale_answers.append(asyncio.run(self._offer_stale(old, token)))
-        self.stale_offered += 1
+        # that was frozen between the last check and the socket would; its expiry is never later than the permit's end.
+        expires_at_ns = paused_at_ns + round(self.ttl_s * NS_PER_S)
+        if self._refusal is None:
+            self.console.print(
+                f"   the venue ({self.profile}) would take an order with its token: best effort, not offered"
+            )
+        else:
+            self.stale_answers.append(asyncio.run(self._offer_stale(old, token, expires_at_ns)))
+
+    @property
+    def _refusal(self) -> str | None:
+        """How this venue refuses an order that was frozen on its way; None: it has no fence of its own."""
+        return "stale_token" if self.profile.token else "expired" if self.profile.expiry else None
 
     def _lose_host(self, old: str, token: int) -> None:
         self.cluster.hold(old)  # nothing restarts it, and nothing resigns for it: only its lease tells
@@ -156,7 +180,7 @@ class Show:
         finally:
             self.cluster.release(old)
 
-    async def _offer_stale(self, node: str, token: int) -> str:
+    async def _offer_stale(self, node: str, token: int, expires_at_ns: int) -> str:
         from node.venues.paper import PaperVenue
 
         instrument = Instrument("BTCUSDT", Decimal("0.01"), Decimal("0.00001"))
@@ -172,7 +196,7 @@ class Show:
         await venue.connect()
         try:
             spec = OrderSpec("BTCUSDT", Side.BUY, 100, 100_000)
-            order = WireOrder(ClientOrderId(f"stale{token}"), f"show:stale:{token}", spec, token, None)
+            order = WireOrder(ClientOrderId(f"stale{token}"), f"show:stale:{token}", spec, token, expires_at_ns)
             result = await venue.submit(order).result()
         finally:
             await venue.close()
@@ -224,13 +248,18 @@ class Show:
         return first
 
     def _history_of(self, token: int) -> dict[str, Any]:
-        def look() -> dict[str, Any] | None:
-            for h in self.cluster.status().get("history", []):
-                if int(h["token"]) == token and "first_order" in (h.get("phases_s") or {}):
-                    return dict(h)
-            return None
+        """The cluster's own record of this leadership, for the table's columns; what is not in it is shown as unknown,
+        since no verdict rests on it."""
+        found: dict[str, Any] = {}
 
-        found: dict[str, Any] = self._wait(f"the record of token {token}", 5.0, look)
+        def look() -> bool:
+            with contextlib.suppress(Unreachable, OutcomeUnknown):
+                history = self.cluster.status().get("history", [])
+                found.update(next((h for h in history if int(h["token"]) == token), {}))
+            return "first_order" in (found.get("phases_s") or {})
+
+        with contextlib.suppress(ShowFailed):
+            self._wait(f"the record of token {token}", HISTORY_LIMIT_S, look)
         return found
 
     def _trade_until(self, orders: int) -> None:
@@ -246,31 +275,51 @@ class Show:
         """Stop the market, let the books come to rest, and compare."""
         self.console.print("\nThe market is stopped; the books come to rest ...")
         self.cluster.hold("feed")
-        if (feed := self.cluster.process("feed")) is not None:
-            feed.send(signal.SIGKILL)
-        lots = {"BTCUSDT": Decimal("0.00001")}
-
-        def at_rest() -> Verdict | None:
-            record = judge_record(read_record(self.cluster.venue_record))
-            verdict = judge(record, self._journals(), lots)
-            return None if verdict.problems else verdict
-
         try:
-            verdict = self._wait("books at rest that agree", REST_LIMIT_S, at_rest)
-        except ShowFailed:
-            verdict = judge(judge_record(read_record(self.cluster.venue_record)), self._journals(), lots)
-        result = Result(self.acts, verdict, self.stale_offered, list(verdict.problems))
-        if verdict.record.orders_accepted < ORDERS_MIN:
-            result.problems.append(f"only {verdict.record.orders_accepted} orders were accepted, below {ORDERS_MIN}")
-        result.problems += [f"a stale order was answered {a}" for a in self.stale_answers if a != "stale_token"]
+            if (feed := self.cluster.process("feed")) is not None:
+                feed.send(signal.SIGKILL)
+            verdict = wait_verdict(self.cluster)
+        finally:
+            self.cluster.release("feed")
+        result = Result(self.acts, verdict, list(verdict.problems))
+        if verdict.record.orders_accepted < self.orders_min:
+            result.problems.append(f"only {verdict.record.orders_accepted} orders were accepted, not {self.orders_min}")
+        result.problems += [f"a stale order was answered {a}" for a in self.stale_answers if a != self._refusal]
         return result
 
-    def _journals(self) -> list[JournalEvidence]:
-        # The order tag is in every client order id; the local clusters' own is what their configuration derives.
-        from node.config import load_config
 
-        tag = load_config(self.cluster.config_file(self.cluster.nodes[0]), env={}).cluster.order_tag
-        return [journal_evidence(n, self.cluster.journal_dir(n) / "journal.db", tag) for n in self.cluster.nodes]
+# -- judgement -------------------------------------------------------------------------------------------------
+
+
+def judge_cluster(cluster: LocalCluster) -> Verdict:
+    """What the venue's record and every node's journal say at this moment; the cluster may be running.
+    Raises JournalCorrupt, OutcomeUnknown while a journal is being written."""
+    from node.config import load_config
+
+    # The order tag is in every client order id; the local clusters' own is what their configuration derives.
+    tag = load_config(cluster.config_file(cluster.nodes[0]), env={}).cluster.order_tag
+    verify_record(cluster.venue_record)
+    record = judge_record(read_record(cluster.venue_record))
+    journals: list[JournalEvidence] = [
+        journal_evidence(n, cluster.journal_dir(n) / "journal.db", tag) for n in cluster.nodes
+    ]
+    return judge(record, journals)
+
+
+def wait_verdict(cluster: LocalCluster, limit_s: float = REST_LIMIT_S) -> Verdict:
+    """Trading has stopped: judge when the last answers have arrived, and at the limit whatever there is."""
+    deadline = boottime_ns() + ns(limit_s)
+    while True:
+        late = boottime_ns() > deadline
+        try:
+            verdict = judge_cluster(cluster)
+        except OutcomeUnknown:
+            if late:
+                raise
+        else:
+            if late or not verdict.problems:
+                return verdict
+        time.sleep(POLL_S)
 
 
 def print_result(result: Result, console: Console) -> None:
@@ -285,14 +334,17 @@ def print_result(result: Result, console: Console) -> None:
     v, r = result.verdict, result.verdict.record
     refused = ", ".join(f"{n} {code}" for code, n in r.orders_refused.most_common()) or "none"
     for good, text in (
-        (r.orders_accepted >= ORDERS_MIN, f"orders accepted        {r.orders_accepted}   (refused: {refused})"),
+        (r.orders_accepted > 0, f"orders accepted        {r.orders_accepted}   (refused: {refused})"),
+        (not r.broken, f"venue's record whole   {'no' if r.broken else 'yes'}"),
         (not r.double_orders, f"double orders          {len(r.double_orders)}"),
         (not r.stale_accepted, f"stale-token orders     {len(r.stale_accepted)} accepted, {r.stale_refused} refused"),
-        (not v.lost_fills and not r.overfills, f"lost fills             {len(v.lost_fills)} of {len(r.fills)}"),
+        (not v.lost_fills and not r.fills_wrong, f"lost fills             {len(v.lost_fills)} of {len(r.fills)}"),
+        (not v.lost_orders, f"lost orders            {len(v.lost_orders)}"),
         (not v.orders_from_nowhere, f"orders without intent  {len(v.orders_from_nowhere)}"),
         (not v.logs_differ, "journals equal         " + ("no" if v.logs_differ else f"yes, on {len(v.digests)} nodes")),
         (v.digests_equal, f"book digests equal     {'yes' if v.digests_equal else 'no'}"),
         (not v.positions_differ, f"position = fills       {'no' if v.positions_differ else 'yes, on every node'}"),
+        (not v.books_doubt, f"books contradict       {'yes' if v.books_doubt else 'no'}"),
     ):
         console.print(f"{'[green]ok  [/green]' if good else '[red]FAIL[/red]'} {text}", highlight=False)
     for problem in result.problems:

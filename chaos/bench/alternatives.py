@@ -81,7 +81,7 @@ def redis_wait(directory: Path, n: int) -> Row:
 
         async def measure() -> list[int]:
             second = redis.asyncio.Redis.from_url(replica.url)
-            await second.execute_command("REPLICAOF", host, port)
+            await second.replicaof(host, port)
             first = redis.asyncio.Redis.from_url(primary.url)
             deadline = time.monotonic() + 10
             while (await second.info("replication")).get("master_link_status") != "up":
