@@ -319,12 +319,28 @@ class Cluster:
             assert "stderr" in self.failures_allowed or not node.stderr(), node.stderr()[:20]
 
     def stop(self) -> None:
+        """Kill the keepers; the kernel kills their workers, a paused or hanging one too."""
         for node in self.nodes.values():
-            workers = [e["pid"] for e in node.log("worker_started")]
             if node.keeper.pid:
                 node.keeper.kill()
-            for pid in workers:  # the kernel kills them; a paused one too
-                until(lambda pid=pid: gone(pid), f"worker {pid} of {node.name} ends with its keeper")
+        try:
+            until(lambda: not self._workers(), "the workers end with their keepers")
+        finally:
+            for pid in self._workers():
+                os.kill(pid, signal.SIGKILL)
+
+    def _workers(self) -> list[int]:
+        """Those that run; by what they run, since a pid alone may be somebody else's by now."""
+        pids = [e["pid"] for node in self.nodes.values() for e in node.log("worker_started")]
+        return [pid for pid in pids if str(self.directory) in _command(pid)]
+
+
+def _command(pid: int) -> str:
+    """Empty for one that has ended."""
+    try:
+        return " ".join(psutil.Process(pid).cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
 
 
 def gone(pid: int) -> bool:

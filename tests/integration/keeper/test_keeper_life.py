@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +80,9 @@ def test_a_leader_whose_worker_is_deaf_and_sulky_is_stopped_all_the_same(cluster
 
 @pytest.mark.parametrize("how", ["paused", "killed"])
 def test_all_nodes_can_be_stopped_when_etcd_is_dead(cluster_of, own_etcd, how):
-    cluster = cluster_of(2, ttl_s=1.0, etcd=Etcd(own_etcd)).start()
+    cluster = cluster_of(2, ttl_s=0.6, etcd=Etcd(own_etcd))
+    for node in cluster.nodes.values():
+        node.start(timing=PATIENT | {"drain_timeout": NS_PER_S // 3})
     cluster.wait_whole()
     workers = [n.worker.pid for n in cluster.nodes.values()]
     if how == "paused":
@@ -91,7 +92,7 @@ def test_all_nodes_can_be_stopped_when_etcd_is_dead(cluster_of, own_etcd, how):
     for node in cluster.nodes.values():
         sigterm(node)
     for node in cluster.nodes.values():
-        assert node.wait_exit(6.0) == 0  # a drain, a ttl, and what is left to say
+        assert node.wait_exit(4.0) == 0  # a drain, a ttl, and a little for what is left to say
     assert all(gone(w) for w in workers)
 
 
@@ -249,54 +250,44 @@ def test_a_fault_of_ours_in_a_callback_leaves_no_half_a_keeper_behind(cluster_of
 # -- baton node resign --dead -------------------------------------------------------------------------------------
 
 
-class Cli:
-    """`baton node resign --dead` for a node of a cluster."""
-
-    def __init__(self, cluster: Cluster, node: Node) -> None:
-        self.file = node.directory / f"{node.name}.toml"
-        table = generated(
-            node=node.name,
-            data_dir=node.home,
-            grpc="127.0.0.1:1",
-            http="127.0.0.1:2",
-            etcd=cluster.etcd.server.endpoints,
-            gate_url="redis://127.0.0.1:3/0",
-            venue="127.0.0.1:4",
-            feed_url="ws://127.0.0.1:5",
-            strategy="node.strategies.probe:Probe",
-        )
-        table["cluster"]["name"] = cluster.keys.prefix.split("/")[2]
-        self.file.write_text(toml_text(table))
-
-    def resign(self, *words: str, **env: str) -> tuple[int, str]:
-        ran = subprocess.run(
-            [sys.executable, "-m", "node.cli", "node", "resign", *(words or ("--dead",)), "--config", str(self.file)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=os.environ | env,
-        )
-        assert ran.stdout == ""
-        return ran.returncode, ran.stderr.strip()
+def resign_by_hand(cluster: Cluster, node: Node) -> tuple[int, str]:
+    """What `baton node resign --dead` exits with and says."""
+    table = generated(
+        node=node.name,
+        data_dir=node.home,
+        grpc="127.0.0.1:1",
+        http="127.0.0.1:2",
+        etcd=cluster.etcd.server.endpoints,
+        gate_url="redis://127.0.0.1:3/0",
+        venue="127.0.0.1:4",
+        feed_url="ws://127.0.0.1:5",
+        strategy="node.strategies.probe:Probe",
+    )
+    table["cluster"]["name"] = node.spec["cluster"]
+    file = node.directory / f"{node.name}.toml"
+    file.write_text(toml_text(table))
+    words = ["-m", "node.cli", "node", "resign", "--dead", "--config", str(file)]
+    ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+    assert ran.stdout == ""
+    return ran.returncode, ran.stderr.strip()
 
 
-def test_resigning_for_a_dead_node_is_refused_while_it_lives_done_once_and_then_over(cluster_of):
+async def test_resigning_for_a_dead_node_is_refused_while_it_lives_done_once_and_then_over(cluster_of):
     cluster = cluster_of(2, ttl_s=10.0).start()
     old = cluster.wait_whole()
     token, worker = cluster.token(), old.worker.pid
-    cli = Cli(cluster, old)
 
-    code, said = cli.resign()
+    code, said = resign_by_hand(cluster, old)
     assert (code, cluster.token()) == (3, token)
     assert "is in use by this node's keeper or worker" in said
 
     old.keeper.kill()
     wait_died(worker)
-    assert cli.resign() == (0, f"resigned token {token} for {old.name}")
+    assert resign_by_hand(cluster, old) == (0, f"resigned token {token} for {old.name}")
     assert (cluster.resigned["token"], cluster.resigned["reason"]) == (token, "process died")
     new = cluster.wait_leader(after=token)
     assert next(a for a in new.acts() if a.token > token).after < old.acts(token)[-1].act_until
-    assert cli.resign() == (0, f"{old.name} did not lead")
+    assert await resign_dead(old.told()) == f"{old.name} did not lead"
 
 
 async def test_resigning_when_the_key_has_vanished_spares_the_others_the_wait(cluster_of):

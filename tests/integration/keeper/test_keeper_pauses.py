@@ -15,8 +15,11 @@ def test_a_killed_keeper_takes_its_worker_with_it_and_another_leads_after_the_tt
     cluster = cluster_of(3, ttl_s=1.0).start()
     old = cluster.wait_whole()
     token, worker = cluster.token(), old.worker.pid
+    old.order("hang")  # so that it cannot end by itself: the kernel has to do it
+    until(lambda: old.seen("order", order="hang"), "it hangs")
     old.keeper.kill()
     wait_died(worker)
+    assert not old.log("worker_killed")
     new = cluster.wait_leader(after=token)
     assert new is not old
     told = cluster.resigned
