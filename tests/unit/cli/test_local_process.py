@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +88,24 @@ def test_only_processes_with_the_clusters_mark_are_found() -> None:
         for child in (ours, theirs):
             child.kill()
             child.wait()
+
+
+def test_process_whose_first_thread_has_ended_is_alive_until_the_last_has() -> None:
+    """To the kernel it is a zombie by then, and its ports and locks are still held."""
+    code = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=lambda: (print(flush=True), time.sleep(600))).start()\n"
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    child = start([sys.executable, "-c", code])
+    try:
+        me = id_of(child)
+        deadline = time.monotonic() + 10
+        while "(zombie)" not in Path(f"/proc/{child.pid}/status").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert me.alive and ProcessId.of(child.pid) == me
+    finally:
+        child.kill()
+    assert process.wait_gone([me], 5.0) == []
+    child.wait()
