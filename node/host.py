@@ -140,7 +140,7 @@ class StrategyHost:
             return
         self.role = role
         # A term may block and resume: each time is an occasion of its own.
-        name = f"role:{self.book.term}:{self.book.applied_index}"
+        name = f"role:{role.value}:{self.book.term}:{self.book.applied_index}"
         self._call(name, 0, lambda: self.strategy.on_role(self, role, reason))
 
     def market(self, event: MarketEvent) -> None:

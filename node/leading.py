@@ -101,7 +101,7 @@ class Leading:
             parts.conditions.gate_closed = parts.conditions.venue_down = "not armed yet"
             self._facts.clear()
             self.log = leader = self._leader_log(term, lead)
-        parts.server.lead(leader)
+            parts.server.lead(leader)
         first = self.append(TermStarted(parts.name, str(os.getpid())))
         self.trader = trader = self._make_trader(term)
         # The gate and the venue are armed while the standbys attach; what is open is asked for when both are done.

@@ -36,6 +36,7 @@ class Conditions:
     permit_live: bool = False
     gate_closed: str = "not armed yet"  # empty: armed
     venue_down: str = "not connected yet"  # empty: connected, armed and its private stream is up
+    clock_unknown: bool = True  # the venue honours expiries, and we do not know its clock well enough to set one
     feed: FeedState = FeedState.CONNECTING
     feed_reason: str = ""
     unprotected: str = ""  # not empty: too few standbys, and the policy says halt
@@ -52,6 +53,8 @@ def judge(c: Conditions) -> Permission:
         return Permission(Level.BLOCKED, f"gate: {c.gate_closed}")
     if c.venue_down:
         return Permission(Level.BLOCKED, f"venue: {c.venue_down}")
+    if c.clock_unknown:
+        return Permission(Level.BLOCKED, "venue: its clock is not known")
     if c.unprotected:
         return Permission(Level.BLOCKED, c.unprotected)
     if c.strategy_failed:

@@ -21,7 +21,7 @@ from typing import Any, cast
 import structlog
 
 from cluster.clock import boottime_ns, unix_ns
-from cluster.core.errors import InvariantViolation, OutcomeUnknown, StaleTerm, Unreachable
+from cluster.core.errors import BatonError, InvariantViolation, OutcomeUnknown, StaleTerm, Unreachable
 from cluster.core.errors import StepDown as TermOver
 from cluster.core.ids import NS_PER_S, Instant
 from cluster.core.log import Entry
@@ -210,6 +210,7 @@ class Trader:
             return
         seen = self._page.read()
         self.conditions.permit_live = seen.token == self.term and seen.covers(boottime_ns())
+        self.conditions.clock_unknown = self.desk.caps.expiry and self._clock.latest() is None
         now = judge(self.conditions)
         if now != self.permission:
             changed = now.level is not self.permission.level
@@ -292,7 +293,8 @@ class Trader:
         if isinstance(error, TermOver):
             self._step_down(str(error))
             return
-        log.error("trader_failed", term=self.term, reason=str(error), exc_info=error)
+        bug = None if isinstance(error, BatonError) else error
+        log.error("trader_failed", term=self.term, reason=str(error), exc_info=bug)
         self._step_down(f"trading failed: {type(error).__name__}: {error}")
 
     def _do(self, actions: list[orders.Action]) -> None:

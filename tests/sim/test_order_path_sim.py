@@ -33,13 +33,44 @@ from node.paper_venue.lines import to_json
 from node.reconcile import Findings, Reconciler, VenueSnapshot
 from node.strategy import OrderState
 from node.types import NotSent, SubmitResult, Unknown, VenueFill
-from tests.sim.order_world import TAG, Leader, World, Wrong, not_counted_once
+from tests.sim.order_leader import TAG, Leader, not_counted_once
+from tests.sim.order_world import World, Wrong
 
-SEEDS = 1000
+SEEDS = 500
 PROFILES = ("token", "expiry", "plain")
 
-COVERED: dict[str, int] = {}
-"""What a run of SEEDS on each profile must have met at least so often, or its silence proves little."""
+COVERED = {
+    "ACCEPTED by FILL_HISTORY": 80,
+    "ACCEPTED by LOOKUP_FOUND": 180,
+    "ACCEPTED by VENUE_STREAM": 500,
+    "NOT_SENT by LOCAL": 1200,
+    "UNKNOWN by LOCAL": 1200,
+    "answer after its timeout": 1000,
+    "answer lost": 1500,
+    "arrived after its leader": 450,
+    "arrived right after a look": 600,
+    "cancel while pending": 2000,
+    "crash": 300,
+    "cut off": 150,
+    "dead-man fired": 150,
+    "declined duplicate_decision": 1500,
+    "gate forgot": 70,
+    "order held": 900,
+    "request lost": 2000,
+    "stream repeats": 350,
+    "stream resumed": 130,
+    "switchover": 150,
+    "tail adopted": 230,
+    "tail cut": 230,
+    "took over with doubt": 280,
+}
+COVERED_ON = {
+    "token": {"NOT_SENT by ABSENT_FENCED": 2200, "NOT_SENT by ABSENT_EXPIRED": 800, "stale refused": 500},
+    "expiry": {"NOT_SENT by ABSENT_EXPIRED": 2700, "expired at the venue": 900, "stale accepted": 25},
+    "plain": {"stale accepted": 170, "unknown at the end": 1200},
+}
+"""What a run of SEEDS must have met at least so often, on each profile or on one, or its silence proves little. A stale
+order that is accepted is what the weaker venues allow, so it must have been tried there."""
 
 
 # -- one life, and what is asked of it ------------------------------------------------------------------------------
@@ -132,11 +163,6 @@ class AbsenceIsProof(OrderDesk):
         self._outcome(asked.index, Result.NOT_SENT, Evidence.ABSENT_FENCED, code="absent")
 
 
-class ArmedIsJudgedAtTheAnswer(OrderDesk):
-    def _conclude_absent(self, asked: LookUp, u: _Unsettled, asked_at_venue: int | None) -> None:
-        super()._conclude_absent(LookUp(asked.index, asked.client_order_id, self.armed), u, asked_at_venue)
-
-
 class UnknownIsNo(OrderDesk):
     def submitted(self, index: int, result: SubmitResult, now: Instant) -> list[Action]:
         if isinstance(result, Unknown):
@@ -216,14 +242,6 @@ class IgnoresTheRest(OrderDesk):
         return []
 
 
-class BoundsFromBelow(Leader):
-    """An old order's last moment, from the lower bound of the venue's clock."""
-
-    def bound_for_takeover(self) -> int | None:
-        high = super().bound_for_takeover()
-        return None if high is None else self.world.venue_at(self.world.now) - self.world.clock_error
-
-
 class ForgetsThatOrdersLive(Leader):
     """An old order's last moment is the takeover."""
 
@@ -252,7 +270,6 @@ NEVER_PLACED = "the journal says never placed|_of_unplaced|outcome_conflict"
 
 DESKS: dict[str, tuple[type[OrderDesk], str]] = {
     "absence is proof": (AbsenceIsProof, NEVER_PLACED + "|absence proved"),
-    "armed is judged at the answer": (ArmedIsJudgedAtTheAnswer, NEVER_PLACED),
     "unknown is no": (UnknownIsNo, NEVER_PLACED),
     "sends again": (SendsAgain, "sent a second time"),
     "does not wait for the gate": (DoesNotWaitForTheGate, "gate never granted"),
@@ -265,7 +282,6 @@ DESKS: dict[str, tuple[type[OrderDesk], str]] = {
     "ignores the rest": (IgnoresTheRest, "for ever|nobody has settled"),
 }
 LEADERS: dict[str, tuple[type[Leader], str]] = {
-    "bounds from below": (BoundsFromBelow, NEVER_PLACED),
     "forgets that orders live": (ForgetsThatOrdersLive, NEVER_PLACED),
     "reconciles from the resume point": (ReconcilesFromTheResumePoint, "is not in the journal"),
     "reconciles without looking": (ReconcilesWithoutLooking, "closed at the venue"),
@@ -280,7 +296,8 @@ def test_no_order_is_doubled_or_lost_whatever_happens_between_leaders(profile: s
     begun = time.perf_counter()
     cover, lives = run_many(range(SEEDS), [profile])
     print(f"\n{lives} lives on {profile} in {time.perf_counter() - begun:.1f} s: {dict(sorted(cover.items()))}")
-    missed = {what: (cover[what], least) for what, least in COVERED.get(profile, {}).items() if cover[what] < least}
+    wanted = COVERED | COVERED_ON[profile]
+    missed = {what: (cover[what], least) for what, least in wanted.items() if cover[what] < least}
     assert not missed, f"not met often enough, found and wanted: {missed}"
 
 
@@ -289,7 +306,7 @@ def test_broken_order_path_is_caught(name: str) -> None:
     how = {"desk": DESKS[name][0]} if name in DESKS else {"leader": LEADERS[name][0]}
     expected = (DESKS | LEADERS)[name][1]
     with pytest.raises(Wrong, match=expected) as caught:
-        run_many(range(500), **how)
+        run_many(range(300), **how)  # each is found within a hundred or so; most in the first ten
     print(str(caught.value).splitlines()[-1])
 
 
@@ -303,7 +320,7 @@ def test_one_seed_is_one_story_whatever_the_hash_seed() -> None:
         return done.stdout
 
     first = story("1")
-    assert len(first.splitlines()) > 100
+    assert len(first.splitlines()) > 60
     assert story("2") == first
 
 

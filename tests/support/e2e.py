@@ -50,6 +50,32 @@ def baton(*words: object, cwd: Path | None = None, **env: str) -> subprocess.Com
     )
 
 
+@contextmanager
+def starting(cluster: LocalCluster, *words: object, cwd: Path | None = None) -> Iterator[None]:
+    """`baton up` on a cluster that never gets to trade, until the end of the block; then Ctrl-C, after which nothing of
+    it runs."""
+    argv = [BATON, "up", "--dir", cluster.dir, *words, "--detach", "--timeout", "120"]
+    with subprocess.Popen(list(map(str, argv)), stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, cwd=cwd) as up:
+        try:
+            yield
+            assert up.poll() is None, "it should still be waiting"
+        finally:
+            up.send_signal(signal.SIGINT)
+            assert up.stderr is not None
+            told = up.stderr.read().decode()
+    assert up.returncode == 130 and "Traceback" not in told, told
+    assert not cluster.running and not list(process.marked(cluster.record()["id"]))
+
+
+def lacks(cluster: LocalCluster, *texts: str) -> None:
+    """Wait until a starting cluster says all this of why it does not trade yet."""
+
+    def look() -> bool:
+        return cluster.exists and all(t in cluster.record()["reason"] for t in texts)
+
+    until(f"it says {texts}", look)
+
+
 def until(what: str, look: Callable[[], T | None], limit_s: float = LIMIT_S) -> T:
     """The first true answer of `look`. Silence of a node counts as no answer."""
     deadline = time.monotonic() + limit_s

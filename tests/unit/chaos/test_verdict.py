@@ -332,6 +332,72 @@ def test_one_decision_under_two_ids_is_a_double_order(world: World, data: st.Dat
     assert [p for p in verdict.record.double_orders if orders[second]["client_order_id"] in p]
 
 
+def busy_world() -> tuple[World, Lines]:
+    """With a filled order, a closed one and two leaders in it."""
+    world = World(11).run(60)
+    world.lead()
+    world.place()
+    lines = world.record()
+    assert {"fill", "closed"} <= {x["kind"] for x in lines} and len({x["token"] for x in lines}) > 2
+    return world, lines
+
+
+def last(lines: Lines, kind: str) -> dict[str, Any]:
+    return next(x for x in reversed(lines) if x["kind"] == kind and x["outcome"] != "refused")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "where", "words"),
+    [
+        ("new", {"account": "somebody"}, "broken", "is of account 'somebody', the others of 'baton'"),
+        ("fill", {"event_seq": 9_999}, "broken", "is event 9999 of its account"),
+        ("new", {"node": "n9"}, "stale_accepted", "used by n9 and by"),
+        ("new", {"token": 1}, "stale_accepted", "with token 1 after token"),
+        ("fill", {"trade_id": "t-first"}, "fills_wrong", "trade t-first stands twice in the record"),
+        ("fill", {"symbol": "ETHUSDT"}, "fills_wrong", "which is another order"),
+        ("fill", {"qty_lots": 5_000}, "fills_wrong", "filled, it was for"),
+        ("closed", {"filled_lots": 4_999}, "fills_wrong", "with 4999 lots filled, its fills sum to"),
+    ],
+)
+def test_each_check_of_the_record_speaks_for_itself(kind: str, change: dict[str, Any], where: str, words: str) -> None:
+    world, lines = busy_world()
+    next(x for x in lines if x["kind"] == "fill")["trade_id"] = "t-first"
+    last(lines, kind).update(change)
+    assert [p for p in getattr(world.judged(lines).record, where) if words in p]
+
+
+def test_each_check_of_record_against_journals_speaks_for_itself() -> None:
+    world, lines = busy_world()
+    order = last(lines, "new")
+    coid, token = order["client_order_id"], order["token"]
+    nowhere, lost = "orders_from_nowhere", "lost_orders"
+
+    def said(changed: Lines, where: str) -> list[str]:
+        found: list[str] = getattr(world.judged(changed), where)
+        return [p for p in found if coid in p]
+
+    foreign = copy.deepcopy(lines)
+    last(foreign, "new")["client_order_id"] = coid.replace(TAG, "b2", 1)
+    assert any("is not one of ours" in p for p in world.judged(foreign).orders_from_nowhere)
+    early = copy.deepcopy(lines)
+    last(early, "new")["token"] = token - 1
+    assert any(f"sent with token {token - 1}" in p for p in said(early, nowhere))
+    never_there = [x for x in lines if x.get("client_order_id") != coid]
+    assert any("placed by the journal, and not in the venue's record" in p for p in said(never_there, lost))
+
+
+def test_order_that_closed_unheard_is_found() -> None:
+    world = World(12).run(5)
+    index = world.say(Intent("resting", OrderSpec(SYMBOL, Side.BUY, 5, world.bid - 5_000)))
+    coid = client_order_id(TAG, world.token, index)
+    ask = Ask(coid, "resting", SYMBOL, Side.BUY, *_LIMIT, False, 5, world.bid - 5_000, 0)
+    world.lines += world.engine.place(world.sender, world.token, ask, world.now)
+    world.say(Outcome(index, Result.ACCEPTED, Evidence.VENUE_REPLY, "v"))
+    assert world.judged().problems == []
+    world.lines += world.engine.cancel(world.sender, world.token, coid, world.now)
+    assert [p for p in world.judged().lost_orders if f"{coid} is open in the book and closed at the venue" in p]
+
+
 # -- one journal is not -----------------------------------------------------------------------------------------------
 
 
