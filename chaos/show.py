@@ -43,6 +43,9 @@ POLL_S = 0.05
 PAUSE_TTLS = 3
 
 HANG_STRATEGY = "chaos.strategies:HangsOnRequest"
+REFRESH_S = "0.25"
+"""How often the market maker replaces its quotes: eight orders a second, so that a fault meets some on their way, and
+nobody waits a minute for ORDERS_MIN of them."""
 
 
 class ShowFailed(BatonError):
@@ -354,7 +357,8 @@ def print_result(result: Result, console: Console) -> None:
 def run_show(options: Options, directory: Path, console: Console) -> bool:
     """The whole show on a new cluster in `directory`; whether everything held."""
     hang_file = directory / "hang"
-    options.overlay["strategy"] = {"path": HANG_STRATEGY, "config": {"hang_file": str(hang_file)}}
+    config = {"hang_file": str(hang_file), "refresh_s": REFRESH_S}
+    options.overlay["strategy"] = {"path": HANG_STRATEGY, "config": config}
     cluster = LocalCluster(directory)
     console.print(f"starting {options.nodes} nodes, {options.etcd} etcd members, Redis, a paper venue, market data")
     cluster.start(options, tied=True)

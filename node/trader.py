@@ -199,6 +199,8 @@ class Trader:
         self._stopped = True
         for task in self._tasks:
             task.cancel()
+        for waited_for in (self._gate_once, self._venue_once, self._lookup_done, self._answered):
+            waited_for.set()
 
     @property
     def stopped(self) -> bool:

@@ -242,6 +242,16 @@ async def test_takeover_that_cannot_commit_asks_to_be_relieved(rig: Rig, monkeyp
     assert rig.leading.trader is not None and rig.leading.trader.stopped
 
 
+async def test_takeover_that_finds_a_higher_token_at_the_venue_is_not_reported(rig: Rig) -> None:
+    venue = rig.parts.venue
+    assert isinstance(venue, FakeVenue)
+    rig.exchange.do(lambda at: rig.exchange.engine.arm(venue.sender, 9, at))
+    rig.begin(7)
+    await eventually(lambda: rig.of(link.StepDown) != [], "asks to be relieved")
+    await eventually(lambda: not rig.tasks, "the takeover has ended")
+    assert not rig.reported(7)
+
+
 async def test_told_to_lead_again_while_leading_the_older_term_ends_first(rig: Rig) -> None:
     await rig.lead(7)
     first = rig.leading.trader

@@ -563,9 +563,13 @@ def test_cancel_refused_for_a_stale_token_is_the_end_of_the_term(rig: Rig) -> No
     assert rig.desk.cancel_answered(flight.index, Refused("stale_token", "9"), rig.now) == [StepDown("venue: 9")]
 
 
-def test_answer_to_a_cancel_of_an_order_that_has_closed_meanwhile_is_not_heard(rig: Rig) -> None:
+@pytest.mark.parametrize("how", ["closed", "filled"])
+def test_answer_to_a_cancel_of_an_order_that_is_over_meanwhile_is_not_heard(rig: Rig, how: str) -> None:
     flight = cancelling(rig)
-    rig.tells(flight.client_order_id, OrderStatus.CANCELLED)
+    if how == "closed":
+        rig.tells(flight.client_order_id, OrderStatus.CANCELLED)
+    else:
+        rig.fills(flight.client_order_id, 10)
     rig.settle_down()
     assert rig.desk.cancel_answered(flight.index, Refused("unknown_order", ""), rig.now) == []
 

@@ -645,6 +645,18 @@ async def test_fill_that_the_stream_has_not_told_is_found_and_counted_once(rig: 
     assert len(rig.log.said(Fill)) == 1 and rig.trader.mismatches == ()
 
 
+async def test_close_that_the_stream_has_not_told_is_found_by_looking_it_up(rig: Rig) -> None:
+    every(rig, 0.01)
+    rig.venue.on_events = mute_stream
+    await rig.lead()
+    rig.wish(buy(10, 980))
+    await rig.outcome()
+    (resting,) = rig.book.live_orders()
+    rig.exchange.do(lambda at: rig.exchange.engine.cancel(rig.venue.sender, 7, resting.client_order_id, at))
+    await eventually(lambda: rig.book.live_orders() == [], "closed")
+    await eventually(lambda: rig.trader.mismatches == (), "agreed")
+
+
 @pytest.mark.parametrize("error", [Unreachable("down"), OutcomeUnknown("slow")])
 async def test_reconcile_that_cannot_ask_asks_again(rig: Rig, error: Exception) -> None:
     every(rig, 0.005)
@@ -703,6 +715,16 @@ async def test_deadman_is_refreshed_from_the_grant_on_and_only_with_a_live_permi
     calls = rig.venue.alive_calls
     await asyncio.sleep(0.03)
     assert rig.venue.alive_calls == calls, "never by one whose permit has gone"
+
+
+async def test_deadman_is_refreshed_at_once_with_the_permit(rig: Rig) -> None:
+    """The one that the last leader armed may be about to fire."""
+    rig.rules = replace(rig.rules, deadman_ttl_s=3600.0)
+    trader = await rig.take_over()
+    await asyncio.sleep(0.01)
+    rig.permit()
+    trader.granted()
+    await eventually(lambda: rig.venue.alive_calls == 1, "refreshed")
 
 
 async def test_deadman_that_is_off_is_never_touched(rig: Rig) -> None:
@@ -791,7 +813,9 @@ async def test_mistake_in_a_task_ends_the_term_once(rig: Rig) -> None:
 
 async def test_outcome_that_finds_no_room_in_the_journal_ends_the_term(rig: Rig) -> None:
     """The order is at the venue and nobody will write it down: the next leader has to ask."""
+    rig.venue.on_events = mute_stream
     await rig.lead()
+    await eventually(lambda: rig.log.said(Reconciled) != [], "reconciled: nothing else is to be journaled")
     rig.venue.queued = []
     rig.wish()
     await eventually(lambda: rig.venue.queued != [], "handed over")
@@ -803,6 +827,7 @@ async def test_outcome_that_finds_no_room_in_the_journal_ends_the_term(rig: Rig)
 async def test_gates_word_that_finds_no_room_in_the_journal_ends_the_term(rig: Rig) -> None:
     """It comes in a callback, where an exception would be a line in the log."""
     await rig.lead()
+    await eventually(lambda: rig.log.said(Reconciled) != [], "reconciled: nothing else is to be journaled")
     rig.gate_server.flush()
     rig.wish()
     rig.log.full = True
