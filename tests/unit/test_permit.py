@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -105,7 +104,6 @@ def _grant_for_ever(fd: int, stop_at: int) -> None:
         page.clear()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memfd")
 def test_reader_never_sees_half_of_a_grant_of_another_process(page: PermitPage) -> None:
     stop_at = boottime_ns() + 300_000_000
     writer = multiprocessing.get_context("fork").Process(target=_grant_for_ever, args=(page.fd, stop_at))
