@@ -28,7 +28,7 @@ from chaos.verdict import JournalEvidence, Verdict, judge, judge_record
 from cluster.clock import boottime_ns
 from cluster.core.errors import BatonError, OutcomeUnknown, Unreachable
 from cluster.core.ids import NS_PER_S, ns
-from node.client import post_json
+from node.client import Answered, post_json
 from node.local.cluster import LocalCluster, Options
 from node.paper_venue.profile import parse_profile
 from node.paper_venue.record import read_record, verify_record
@@ -41,6 +41,7 @@ REST_LIMIT_S = 10.0
 HISTORY_LIMIT_S = 3.0
 POLL_S = 0.05
 PAUSE_TTLS = 3
+REFUSED = 409
 
 HANG_STRATEGY = "chaos.strategies:HangsOnRequest"
 REFRESH_S = "0.25"
@@ -96,6 +97,7 @@ class Show:
         self.profile = parse_profile(cluster.options.venue_profile)
         self.acts: list[Act] = []
         self.stale_answers: list[str] = []
+        self._fault_at = 0  # Unix ns
         self.tail = RecordTail(cluster.venue_record)
 
     def run(self) -> Result:
@@ -118,8 +120,9 @@ class Show:
         status = self._wait_healthy(f"before act {number}")
         old, token = status["leader"]["node"], int(status["leader"]["token"])
         self.console.print(f"\n[bold]{number}. {title}[/bold]: {old} leads with token {token}")
-        begun = time.time_ns()
+        self._fault_at = time.time_ns()
         break_it(old, token)
+        begun = self._fault_at
         first = self._first_order_after(token)
         history = self._history_of(int(first["token"]))
         phases = history.get("phases_s") or {}
@@ -136,7 +139,17 @@ class Show:
         )
 
     def _switch_over(self, old: str, _token: int) -> None:
-        post_json(self.cluster.http_url(old), "/v1/switchover", {"target": None, "actor": "baton demo --show"})
+        def asked() -> bool:
+            self._fault_at = time.time_ns()
+            try:
+                switch_over(self.cluster, old)
+            except Answered as e:
+                if e.code != REFUSED:
+                    raise
+                return False  # a standby says of itself that it is ready up to half a second after it is
+            return True
+
+        self._wait("a standby that is ready to lead", HEALTHY_LIMIT_S, asked)
 
     def _kill_worker(self, old: str, _token: int) -> None:
         self._processes(old)[1].send(signal.SIGKILL)
@@ -289,6 +302,12 @@ class Show:
             result.problems.append(f"only {verdict.record.orders_accepted} orders were accepted, not {self.orders_min}")
         result.problems += [f"a stale order was answered {a}" for a in self.stale_answers if a != self._refusal]
         return result
+
+
+def switch_over(cluster: LocalCluster, leader: str, target: str | None = None) -> None:
+    """Ask `leader` to hand over. Raises Answered with REFUSED when no standby is ready."""
+    body = {"target": target, "actor": "baton demo --show"}
+    post_json(cluster.http_url(leader), "/v1/switchover", body, timeout_s=8.0)
 
 
 # -- judgement -------------------------------------------------------------------------------------------------

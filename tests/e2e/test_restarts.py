@@ -6,7 +6,6 @@ import signal
 
 import pytest
 
-from node.client import post_json
 from node.local import process
 from tests.e2e.conftest import Start
 from tests.support.e2e import busy_options, until
@@ -51,7 +50,7 @@ def test_rolling_restart_of_standbys_then_of_the_leader_loses_nothing(drill: Sta
     second, later = d.healthy()
     assert second != leader and later > token
     # And back, asked for by name.
-    post_json(d.cluster.http_url(second), "/v1/switchover", {"target": leader, "actor": "test"})
+    d.switch_over(second, leader)
     until("the first leader leads again", lambda: d.healthy()[0] == leader)
     d.trades_on()
     d.holds()

@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from chaos.show import Show
-from node.client import post_json
 from tests.e2e.conftest import Start
 from tests.support.e2e import TTL_S, Drill, baton, busy_options, until
 
@@ -92,7 +91,7 @@ def test_on_a_venue_that_checks_nothing_the_fences_of_our_own_hold(drill: Start,
     assert d.status()["double_order_class"] == "best effort"
 
     def switch_over(leader: str) -> None:
-        post_json(d.cluster.http_url(leader), "/v1/switchover", {"target": None, "actor": "test"})
+        d.switch_over(leader)
 
     def kill_worker(leader: str) -> None:
         d.both(leader)[1].send(signal.SIGKILL)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from node.client import get_json, post_json
+from node.client import get_json
 from tests.support.e2e import SLACK_S, Drill, accepted_later_than, baton, busy_options, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -102,9 +102,10 @@ def trading(module_directory: Path, bots: Path) -> Drill:
 
 def mended(d: Drill) -> tuple[str, int]:
     """A restart of the node mends a strategy that failed: kill a leader that is blocked by one. (leader, token)"""
-    status = until("somebody answers", d.status)
+    status = until("somebody leads", lambda: found if (found := d.status())["leader"] else None)
     if status["permission"]["reason"].startswith("strategy:"):
         restart(d, status["leader"]["node"])
+        d.new_leader(status["leader"]["token"])
     return d.healthy()
 
 
@@ -156,7 +157,7 @@ def test_strategy_that_cannot_give_its_state_does_not_stop_a_switchover(trading:
     d = trading
     leader, token = mended(d)
     (bots / "asked").write_text("snapshot")
-    post_json(d.cluster.http_url(leader), "/v1/switchover", {"target": None, "actor": "test"})
+    d.switch_over(leader)
     assert d.new_leader(token)[0] != leader
     assert "a mistake in snapshot" in d.log(leader)
     restart(d, leader)  # its strategy has failed; a restart mends it
@@ -167,7 +168,7 @@ def test_successor_whose_strategy_fails_when_told_to_trade_is_blocked_and_says_s
     d = trading
     leader, _ = mended(d)
     (bots / "asked").write_text("on_role")
-    post_json(d.cluster.http_url(leader), "/v1/switchover", {"target": None, "actor": "test"})
+    d.switch_over(leader)
     d.permission("blocked", "strategy: role raised ValueError: a mistake in on_role")
     assert d.status()["leader"]["node"] != leader
     mended(d)

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chaos.record_tail import RecordTail
-from chaos.show import wait_verdict
+from chaos.show import REFUSED, switch_over, wait_verdict
 from chaos.verdict import Verdict
 from cluster.core.errors import OutcomeUnknown, Unreachable
 from cluster.core.ids import NS_PER_S
+from node.client import Answered
 from node.config import load_config
 from node.local import process
 from node.local.cluster import LocalCluster, Options
@@ -182,6 +183,20 @@ class Drill:
         first = self.tail.wait_order(token + 1, limit_s)
         assert first is not None, f"nobody traded after token {token} within {limit_s:g} s"
         return str(first["node"]), int(first["token"])
+
+    def switch_over(self, leader: str, target: str | None = None) -> None:
+        """Asked again while no standby has said yet that it is ready."""
+
+        def asked() -> bool:
+            try:
+                switch_over(self.cluster, leader, target)
+            except Answered as e:
+                if e.code != REFUSED:
+                    raise
+                return False
+            return True
+
+        until("the leader agrees to hand over", asked)
 
     # -- breaking ------------------------------------------------------------------------------------------
 
