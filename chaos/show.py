@@ -28,7 +28,6 @@ from chaos.verdict import JournalEvidence, Verdict, judge, judge_record
 from cluster.clock import boottime_ns
 from cluster.core.errors import BatonError, OutcomeUnknown, Unreachable
 from cluster.core.ids import NS_PER_S, ns
-from node.client import Answered, post_json
 from node.local.cluster import LocalCluster, Options
 from node.paper_venue.profile import parse_profile
 from node.paper_venue.record import read_record, verify_record
@@ -41,7 +40,6 @@ REST_LIMIT_S = 10.0
 HISTORY_LIMIT_S = 3.0
 POLL_S = 0.05
 PAUSE_TTLS = 3
-REFUSED = 409
 
 HANG_STRATEGY = "chaos.strategies:HangsOnRequest"
 REFRESH_S = "0.25"
@@ -97,11 +95,10 @@ class Show:
         self.profile = parse_profile(cluster.options.venue_profile)
         self.acts: list[Act] = []
         self.stale_answers: list[str] = []
-        self._fault_at = 0  # Unix ns
         self.tail = RecordTail(cluster.venue_record)
 
     def run(self) -> Result:
-        acts: list[tuple[str, Callable[[str, int], None]]] = [
+        acts: list[tuple[str, Callable[[str, int], int]]] = [
             ("planned switchover", self._switch_over),
             ("leader's worker killed (SIGKILL)", self._kill_worker),
             ("strategy blocks its loop (hang)", self._hang),
@@ -116,13 +113,11 @@ class Show:
 
     # -- one act -------------------------------------------------------------------------------------------
 
-    def _act(self, number: int, title: str, break_it: Callable[[str, int], None]) -> None:
+    def _act(self, number: int, title: str, break_it: Callable[[str, int], int]) -> None:
         status = self._wait_healthy(f"before act {number}")
         old, token = status["leader"]["node"], int(status["leader"]["token"])
         self.console.print(f"\n[bold]{number}. {title}[/bold]: {old} leads with token {token}")
-        self._fault_at = time.time_ns()
-        break_it(old, token)
-        begun = self._fault_at
+        begun = break_it(old, token)
         first = self._first_order_after(token)
         history = self._history_of(int(first["token"]))
         phases = history.get("phases_s") or {}
@@ -138,26 +133,31 @@ class Show:
             f"{_duration(act.first_order_s)} after the fault"
         )
 
-    def _switch_over(self, old: str, _token: int) -> None:
-        def asked() -> bool:
-            self._fault_at = time.time_ns()
-            try:
-                switch_over(self.cluster, old)
-            except Answered as e:
-                if e.code != REFUSED:
-                    raise
-                return False  # a standby says of itself that it is ready up to half a second after it is
-            return True
+    # Each takes the leader and its token, and returns the Unix ns of its fault.
 
-        self._wait("a standby that is ready to lead", HEALTHY_LIMIT_S, asked)
+    def _switch_over(self, old: str, _token: int) -> int:
+        asked_at = 0
 
-    def _kill_worker(self, old: str, _token: int) -> None:
-        self._processes(old)[1].send(signal.SIGKILL)
+        def agreed() -> bool:
+            nonlocal asked_at
+            asked_at = time.time_ns()
+            return self.cluster.switch_over(old, actor="baton demo --show")
 
-    def _hang(self, old: str, _token: int) -> None:
+        self._wait("a standby that is ready to lead", HEALTHY_LIMIT_S, agreed)
+        return asked_at
+
+    def _kill_worker(self, old: str, _token: int) -> int:
+        _, worker = self._processes(old)
+        killed_at = time.time_ns()
+        worker.send(signal.SIGKILL)
+        return killed_at
+
+    def _hang(self, old: str, _token: int) -> int:
+        asked_at = time.time_ns()
         self.hang_file.touch()
+        return asked_at
 
-    def _pause(self, old: str, token: int) -> None:
+    def _pause(self, old: str, token: int) -> int:
         keeper, worker = self._processes(old)
         paused_at, paused_at_ns = time.monotonic(), time.time_ns()
         keeper.send(signal.SIGSTOP)
@@ -181,20 +181,24 @@ class Show:
             )
         else:
             self.stale_answers.append(asyncio.run(self._offer_stale(old, token, expires_at_ns)))
+        return paused_at_ns
 
     @property
     def _refusal(self) -> str | None:
         """How this venue refuses an order that was frozen on its way; None: it has no fence of its own."""
         return "stale_token" if self.profile.token else "expired" if self.profile.expiry else None
 
-    def _lose_host(self, old: str, token: int) -> None:
+    def _lose_host(self, old: str, token: int) -> int:
+        keeper, worker = self._processes(old)
         self.cluster.hold(old)  # nothing restarts it, and nothing resigns for it: only its lease tells
         try:
-            for process in reversed(self._processes(old)):
-                process.send(signal.SIGKILL)
+            lost_at = time.time_ns()
+            worker.send(signal.SIGKILL)
+            keeper.send(signal.SIGKILL)
             self._first_order_after(token)
         finally:
             self.cluster.release(old)
+        return lost_at
 
     async def _offer_stale(self, node: str, token: int, expires_at_ns: int) -> str:
         from node.venues.paper import PaperVenue
@@ -302,12 +306,6 @@ class Show:
             result.problems.append(f"only {verdict.record.orders_accepted} orders were accepted, not {self.orders_min}")
         result.problems += [f"a stale order was answered {a}" for a in self.stale_answers if a != self._refusal]
         return result
-
-
-def switch_over(cluster: LocalCluster, leader: str, target: str | None = None) -> None:
-    """Ask `leader` to hand over. Raises Answered with REFUSED when no standby is ready."""
-    body = {"target": target, "actor": "baton demo --show"}
-    post_json(cluster.http_url(leader), "/v1/switchover", body, timeout_s=8.0)
 
 
 # -- judgement -------------------------------------------------------------------------------------------------

@@ -56,7 +56,10 @@ from .spec import KeeperSpec
 
 TICK_S = 0.02
 PUBLISH_INTERVAL_S = 1.0
-PICTURE_MIN_S = 0.1
+PUBLISH_SETTLE_S = 0.1
+"""What only informs waits so long after a change. A takeover is a burst of changes, and each put is a sync on every
+etcd member's disk, and a watch to every keeper, in the way of the orders that should flow again."""
+PICTURE_MIN_S = 0.25
 PICTURE_MAX_S = 0.5
 SHUTDOWN_LIMIT_S = 5.0
 LAST_WORDS_S = 0.5
@@ -117,6 +120,7 @@ class Keeper:
         self._fatal = ""
         self._last_sign = 0  # Unix ns of the last proof of life before the trouble at hand; 0: no trouble
         self._record: LeadershipRecord | None = None
+        self._record_put: dict[str, Any] = {}
         self._request_taken = 0  # mod_revision of the operator's request that we are taking
         self._asked: set[str] = set()
         self._picture_due = False
@@ -279,7 +283,7 @@ class Keeper:
             case act.KillWorker(reason):
                 self._kill_worker(reason)
             case act.AnswerSwitchover(request_id, ok, text):
-                self._spawn(self.registry.answer_switchover(request_id, ok, text), "answer")
+                self._spawn(self._answer(request_id, ok, text), "answer")
             case act.Note(event, fields):
                 self.log.info(event, **fields)
             case act.StopNode(why):
@@ -362,12 +366,13 @@ class Keeper:
             self._feed(ev.EtcdLease(None))
 
     async def _publish_member(self) -> None:
-        """`members/<node>`: at once when told to, else every second."""
+        """`members/<node>`: soon when something has changed, else every second."""
         while True:
             # Not wait_for: on Python 3.11 it loses a cancellation that comes together with the result.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PUBLISH_INTERVAL_S):
                     await self._publish.wait()
+                    await asyncio.sleep(PUBLISH_SETTLE_S)
             self._publish.clear()
             lease = self._lease_id
             if lease is None:
@@ -416,6 +421,10 @@ class Keeper:
         elif (unix_ns() - asked.at) / NS_PER_S < ANSWER_TTL_S:  # later, nobody waits for it any more
             self._feed(ev.SwitchoverAsked(asked.target, asked.actor, asked.id))
 
+    async def _answer(self, request_id: str, ok: bool, text: str) -> None:
+        await asyncio.sleep(PUBLISH_SETTLE_S)
+        await self.registry.answer_switchover(request_id, ok, text)
+
     async def _ask(self, asked: link.AskSwitchover) -> None:
         if len(self._asked) >= ASKED_MAX:  # so many were never answered; their askers have gone
             self._asked.clear()
@@ -430,8 +439,12 @@ class Keeper:
         o = await self.registry.change_insync(p.term, p.members, p.expected_revision)
         self._tell(link.InSyncAnswer(p.request, o.outcome, o.members, o.revision))
 
-    def _put_record(self, record: LeadershipRecord) -> None:
-        self._spawn(self.registry.put_history(record.as_json()), "history")
+    async def _put_record(self, record: LeadershipRecord) -> None:
+        await asyncio.sleep(PUBLISH_SETTLE_S)
+        value = record.as_json()
+        if value != self._record_put:
+            self._record_put = value
+            await self.registry.put_history(value)
 
     # -- the worker ----------------------------------------------------------------------------------------
 
@@ -497,7 +510,7 @@ class Keeper:
             case link.Reconciled(term, phases):
                 self._feed(ev.WorkerReconciled(Term(term), phases))
                 if self._record is not None and self._record.reconciled(term, phases, unix_ns()):
-                    self._put_record(self._record)
+                    self._spawn(self._put_record(self._record), "history")
             case link.Settled(term):
                 self._feed(ev.WorkerSettled(Term(term)))
             case link.Stopped(term):
@@ -508,7 +521,7 @@ class Keeper:
                 self._spawn(self._change_insync(message), "insync")
             case link.FirstOrder(term, at):
                 if self._record is not None and self._record.first_order(term, at):
-                    self._put_record(self._record)
+                    self._spawn(self._put_record(self._record), "history")
             case link.Status(fields):
                 told, self._status = self._status, fields
                 if any(fields.get(key) != told.get(key) for key in ("ready", "permission", "feed_state", "role")):
@@ -527,7 +540,7 @@ class Keeper:
     # -- the picture for people and for peers' addresses ---------------------------------------------------
 
     async def _show_picture(self) -> None:
-        """Tell the worker what we see: when it changed, at most ten times a second; and every half second at least,
+        """Tell the worker what we see: when it changed, at most four times a second; and every half second at least,
         since a picture that grows old says that the keeper hangs, not that etcd is silent."""
         told_at = 0
         while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from .core.ids import Incarnation, JournalId, NodeId, Term
@@ -20,13 +21,25 @@ VALUE_MAX = 32 * 1024
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RawKey:
     """One key as etcd has it."""
 
     value: bytes
     create_revision: int
     mod_revision: int
+
+    @cached_property
+    def fields(self) -> dict[str, Any] | None:
+        """The value as an object, not to be changed; None: it does not hold one. Parsed once: every change of any key
+        makes every keeper look at all of them."""
+        if len(self.value) > VALUE_MAX:
+            return None
+        try:
+            value = json.loads(self.value)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +83,7 @@ def dump(**fields: Any) -> bytes:
 
 def load(raw: RawKey | None) -> dict[str, Any] | None:
     """The value as an object; None if there is no key, or it does not hold one."""
-    if raw is None or len(raw.value) > VALUE_MAX:
-        return None
-    try:
-        value = json.loads(raw.value)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+    return raw.fields if raw is not None else None
 
 
 # What a value of the wrong shape raises below: a list where an object is wanted, Infinity where a number is, ...

@@ -55,7 +55,7 @@ class LeadershipRecord:
             "actor": self._lead.actor,
             "started_at": self._won_at,
             "last_sign": self._last_sign or None,
-            "phases_s": self.phases_s,
+            "phases_s": dict(self.phases_s),
             "rto_s": self._rto_s,
         }
 

@@ -23,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,19 @@ class LocalCluster:
         from node.client import cluster_status
 
         return cluster_status(self.urls, timeout_s=timeout_s)
+
+    def switch_over(self, leader: str, *, actor: str, target: str | None = None) -> bool:
+        """Ask `leader` to hand over to `target`, or to whoever is best; False: it says that nobody is ready. A standby
+        says of itself that it is up to half a second after it is."""
+        from node.client import Answered, post_json
+
+        try:
+            post_json(self.http_url(leader), "/v1/switchover", {"target": target, "actor": actor}, timeout_s=8.0)
+        except Answered as e:
+            if e.code != HTTPStatus.CONFLICT:
+                raise
+            return False
+        return True
 
     # -- start and stop --------------------------------------------------------------------------------------
 

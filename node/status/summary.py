@@ -279,7 +279,8 @@ def node_row(c: Cluster, name: str) -> dict[str, Any]:
 
 
 def history_row(h: Mapping[str, Any]) -> dict[str, Any]:
-    """One leadership. at: when its leader had won the lease."""
+    """One leadership. at: when its leader had won the lease. last_sign_ns: Unix ns of its predecessor's last sign of
+    life, or of the end of its permit, where its RTO starts."""
     phases = {str(p): as_number(s) for p, s in as_dict(h.get("phases_s")).items()}
     return {
         "token": as_int(h.get("token")),
@@ -288,6 +289,7 @@ def history_row(h: Mapping[str, Any]) -> dict[str, Any]:
         "cause": as_text(h.get("cause")),
         "actor": as_text(h.get("actor")),
         "at": iso(h.get("started_at")),
+        "last_sign_ns": as_int(h.get("last_sign")),
         "rto_s": as_number(h.get("rto_s")),
         "phases_s": {p: s for p, s in phases.items() if s is not None},
     }

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chaos.record_tail import RecordTail
-from chaos.show import REFUSED, switch_over, wait_verdict
+from chaos.show import wait_verdict
 from chaos.verdict import Verdict
 from cluster.core.errors import OutcomeUnknown, Unreachable
 from cluster.core.ids import NS_PER_S
-from node.client import Answered
 from node.config import load_config
 from node.local import process
 from node.local.cluster import LocalCluster, Options
@@ -186,17 +185,7 @@ class Drill:
 
     def switch_over(self, leader: str, target: str | None = None) -> None:
         """Asked again while no standby has said yet that it is ready."""
-
-        def asked() -> bool:
-            try:
-                switch_over(self.cluster, leader, target)
-            except Answered as e:
-                if e.code != REFUSED:
-                    raise
-                return False
-            return True
-
-        until("the leader agrees to hand over", asked)
+        until("the leader agrees to hand over", lambda: self.cluster.switch_over(leader, actor="test", target=target))
 
     # -- breaking ------------------------------------------------------------------------------------------
 
