@@ -146,6 +146,7 @@ class Leading:
             rules=TradingRules(
                 order_tag=c.cluster.order_tag,
                 limits=c.risk_limits(),
+                ttl_s=c.lease.ttl_s,
                 validity_s=c.venue.order_validity_s,
                 reconcile_interval_s=c.venue.reconcile_interval_s,
                 deadman_ttl_s=c.venue.deadman_ttl_s,

@@ -193,6 +193,7 @@ class OrderDesk:
 
     append: makes the fact the next entry and returns it, at once.
     validity: ns an intent may take to reach the venue; a later one is NOT_SENT, since the market has moved on.
+    ttl: ns of the lease, which no permit outlives.
     """
 
     def __init__(
@@ -204,6 +205,7 @@ class OrderDesk:
         limits: RiskLimits,
         capabilities: Capabilities,
         validity: int,
+        ttl: int,
         append: Callable[[Fact], Entry],
     ) -> None:
         self.term = term
@@ -212,6 +214,7 @@ class OrderDesk:
         self.limits = limits
         self.caps = capabilities
         self.validity = validity
+        self.ttl = ttl
         self._append = append
         self._unsettled: dict[int, _Unsettled] = {}
         self._pending = _Pending(book, self._unsettled)  # appended, not applied
@@ -468,11 +471,11 @@ class OrderDesk:
     def take_over(self, now: Instant, venue_high: int | None) -> list[Action]:
         """Called once, after the venue is armed (or cannot be): look up what the last leaders left open.
 
-        An order of an earlier term was sent, if at all, before that leader's permit ended, which is before now; so
-        its expiry is at most one validity away (`expires <= sent + validity`). venue_high: upper bound of the venue's
-        clock now; None: not known yet (`bound_unknown` follows).
+        An order of an earlier term expires, if its leader journaled no other time, by the end of that leader's permit:
+        at most one ttl from now, as when its process has only just died. venue_high: upper bound of the venue's clock
+        now; None: not known yet (`bound_unknown` follows).
         """
-        bound = venue_high + self.validity if venue_high is not None and self.caps.expiry else None
+        bound = venue_high + self.ttl if venue_high is not None and self.caps.expiry else None
         for order in self.book.unresolved():
             if order.filled_lots:  # placed, beyond doubt; what still rests of it the reconcile compares
                 self._outcome(order.index, Result.ACCEPTED, Evidence.FILL_HISTORY)
@@ -483,9 +486,10 @@ class OrderDesk:
         return self.tick(now)
 
     @property
-    def asking(self) -> bool:
-        """Some open outcome has not been looked up even once."""
-        return any(not u.asked_once for u in self._unsettled.values())
+    def settling(self) -> bool:
+        """Some open outcome has not been looked up even once, or what was found is not committed yet: until then the
+        instrument and side of its order are blocked, though the answer is known."""
+        return bool(self._outcomes) or any(not u.asked_once for u in self._unsettled.values())
 
     @property
     def unsettled(self) -> int:
@@ -513,7 +517,7 @@ class OrderDesk:
         if self.caps.expiry:
             for u in self._unsettled.values():
                 if u.absent_after is None and u.term < self.term:
-                    u.absent_after = venue_high + self.validity
+                    u.absent_after = venue_high + self.ttl
 
     def looked_up(self, asked: LookUp, result: LookupResult, *, asked_at_venue: int | None, now: Instant) -> None:
         """asked_at_venue: lower bound of the venue's clock when the question left; None: not known."""

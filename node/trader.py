@@ -68,10 +68,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class TradingRules:
-    """validity_s: how long an order may take from decision to venue, and its longest expiry. deadman_ttl_s 0: off."""
+    """ttl_s: of the lease. validity_s: how long an order may take from decision to venue, and its longest expiry, at most
+    ttl_s. deadman_ttl_s 0: off."""
 
     order_tag: str
     limits: RiskLimits
+    ttl_s: float
     validity_s: float
     reconcile_interval_s: float
     deadman_ttl_s: float
@@ -123,8 +125,7 @@ class Trader:
         self._venue_once = asyncio.Event()
         self._settling = asyncio.Event()
         self._stream_up = asyncio.Event()
-        self._lookup_done = asyncio.Event()
-        self._answered = asyncio.Event()
+        self._progress = asyncio.Event()
         self._granted = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.desk = OrderDesk(
@@ -134,6 +135,7 @@ class Trader:
             limits=rules.limits,
             capabilities=venue.capabilities,
             validity=round(rules.validity_s * NS_PER_S),
+            ttl=round(rules.ttl_s * NS_PER_S),
             append=self._append,
         )
         self._reconciler = Reconciler(book)
@@ -154,23 +156,24 @@ class Trader:
         return (boottime_ns() - begun) / NS_PER_S
 
     async def settle(self) -> float:
-        """Look up what earlier leaders left open, each at least once; how long it took. What stays open keeps its
-        instrument and side blocked, and is asked for again."""
+        """Look up what earlier leaders left open, each at least once, and commit what was found; how long it took. What
+        stays open keeps its instrument and side blocked, and is asked for again."""
         begun = boottime_ns()
         self._settling.set()
         self._decide(lambda: self.desk.take_over(begun, self._clock.latest()))
         limit = begun + round(SETTLE_WAIT_S * NS_PER_S)
-        while self.desk.asking and boottime_ns() < limit and not self._stopped:
-            await self._settled_some()
+        while self.desk.settling and boottime_ns() < limit and not self._stopped:
+            await self._some_progress()
         for work in (self._tick(), self._reconcile(), self._keep_deadman()):
             self._spawn(work)
         return (boottime_ns() - begun) / NS_PER_S
 
-    async def _settled_some(self) -> None:
-        self._lookup_done.clear()
+    async def _some_progress(self) -> None:
+        """Something was looked up or applied; or a while has passed."""
+        self._progress.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.05):
-                await self._lookup_done.wait()
+                await self._progress.wait()
 
     def granted(self) -> None:
         """The permit is in the page: trade."""
@@ -188,10 +191,7 @@ class Trader:
         self.review()
         deadline = boottime_ns() + round(limit_s * NS_PER_S)
         while self.desk.in_flight and boottime_ns() < deadline and not self._stopped:
-            self._answered.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.05):
-                    await self._answered.wait()
+            await self._some_progress()
 
     def stop(self) -> None:
         """Send and append nothing more. Synchronous: when it returns, no new write can start, and one that waits
@@ -199,7 +199,7 @@ class Trader:
         self._stopped = True
         for task in self._tasks:
             task.cancel()
-        for waited_for in (self._gate_once, self._venue_once, self._lookup_done, self._answered):
+        for waited_for in (self._gate_once, self._venue_once, self._progress):
             waited_for.set()
 
     @property
@@ -268,7 +268,7 @@ class Trader:
     def applied(self, entry: Entry, fact: Fact) -> None:
         """`entry` is committed and in the book."""
         self._decide(lambda: self.desk.applied(entry, fact, boottime_ns()))
-        self._answered.set()
+        self._progress.set()
 
     def _append(self, fact: Fact) -> Entry:
         """Raises StepDown once stopped: the node may lead again by now, and this is not its term."""
@@ -401,7 +401,7 @@ class Trader:
         if isinstance(result, Unavailable):
             log.warning("lookup_unavailable", client_order_id=ask.client_order_id, reason=result.reason)
         self._decide(lambda: self.desk.looked_up(ask, result, asked_at_venue=asked_at, now=boottime_ns()))
-        self._lookup_done.set()
+        self._progress.set()
 
     # -- background ----------------------------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ class Leader:
             limits=LIMITS,
             capabilities=world.profile.capabilities,
             validity=world.validity,
+            ttl=TTL,
             append=self.append,
         )
         self.reconciler = Reconciler(self.book)
@@ -171,16 +172,16 @@ class Leader:
         self.cursor = self.flowing = self.book.venue_event_seq
         self.do(lambda: self.desk.take_over(self.now, self.bound_for_takeover()))
         self.resume_stream()
-        self.world.later(0, self.grant_when_asked, self.now + 500 * MS)
+        self.world.later(0, self.grant_when_settled, self.now + 500 * MS)
 
     def bound_for_takeover(self) -> int | None:
         return self.world.venue_high()
 
-    def grant_when_asked(self, deadline: int) -> None:
+    def grant_when_settled(self, deadline: int) -> None:
         if self.dead:
             return
-        if self.desk.asking and self.now < deadline:
-            self.world.later(4 * MS, self.grant_when_asked, deadline)
+        if self.desk.settling and self.now < deadline:
+            self.world.later(4 * MS, self.grant_when_settled, deadline)
             return
         self.permit = self.settled_in = True
         self.world.say(f"{self.node}/{self.term} has the permit, {self.desk.unsettled} unsettled")

@@ -33,6 +33,7 @@ SYMBOL = "BTCUSDT"
 INSTRUMENTS = (Instrument(SYMBOL, Decimal("0.01"), Decimal("0.00001")),)
 TAG = "t"
 VALIDITY = S
+TTL = 2 * S
 LIMITS = RiskLimits({SYMBOL: InstrumentLimits(1000, 10**12, 100, 5000, frozenset(ORDER_KINDS))}, RateLimit(1000, S))
 UNIX = 1_700_000_000 * S
 
@@ -99,6 +100,7 @@ class Rig:
             limits=LIMITS,
             capabilities=self.caps,
             validity=VALIDITY,
+            ttl=TTL,
             append=self.log.append,
         )
         self.log.append(TermStarted("n1", "i"))

@@ -28,7 +28,7 @@ from node.risk import RateLimit
 from node.strategy import OrderState
 from node.types import Accepted, ClientOrderId, NotSent, OrderStatus, Refused, StreamUp, Unknown, VenueOrderEvent
 from node.venues.base import Absent, Found, Unavailable
-from tests.support.desk import MS, SYMBOL, TAG, UNIX, VALIDITY, Rig, S, buy, sell
+from tests.support.desk import MS, SYMBOL, TAG, TTL, UNIX, VALIDITY, Rig, S, buy, sell
 
 
 @pytest.fixture
@@ -637,7 +637,7 @@ def test_next_leader_looks_up_at_once_what_was_left_open(rig: Rig) -> None:
     flight = left_open(rig)
     assert rig.book.is_blocked(SYMBOL, buy().side)
     assert rig.desk.take_over(rig.now, UNIX) == [LookUp(flight.index, flight.client_order_id, True)]
-    assert rig.desk.asking and rig.desk.unsettled == 1
+    assert rig.desk.settling and rig.desk.unsettled == 1
 
 
 @pytest.mark.parametrize("result", [Absent(), Unavailable("down")])
@@ -645,7 +645,17 @@ def test_takeover_has_asked_when_each_was_answered_once_whatever_the_answer(rig:
     left_open(rig)
     (ask,) = rig.desk.take_over(rig.now, UNIX)
     looked(rig, ask, result)
-    assert not rig.desk.asking
+    assert not rig.desk.settling
+
+
+def test_takeover_waits_until_what_it_found_is_committed(rig: Rig) -> None:
+    """The answer alone does not unblock the instrument: the first order of the term would be declined."""
+    left_open(rig)
+    (ask,) = rig.desk.take_over(rig.now, UNIX)
+    rig.desk.looked_up(ask, Absent(), asked_at_venue=UNIX, now=rig.now)
+    assert rig.desk.settling and isinstance(rig.wish(buy(1)), Declined)
+    rig.commit()
+    assert not rig.desk.settling and isinstance(rig.wish(buy(1)), Flight)
 
 
 def test_on_a_token_venue_absent_after_arming_is_proof(rig: Rig) -> None:
@@ -671,14 +681,14 @@ def test_armed_between_the_question_and_its_answer_is_no_proof(rig: Rig) -> None
     assert rig.outcomes(flight.index) == [("ACCEPTED", "LOOKUP_FOUND")]
 
 
-def test_on_an_expiry_venue_an_old_order_may_come_for_one_validity_after_the_takeover() -> None:
+def test_on_an_expiry_venue_an_old_order_may_come_for_one_ttl_after_the_takeover() -> None:
     rig = Rig("expiry")
     flight = left_open(rig)
     (ask,) = rig.desk.take_over(rig.now, UNIX)
-    looked(rig, ask, Absent(), at=UNIX + VALIDITY)
+    looked(rig, ask, Absent(), at=UNIX + TTL)
     assert rig.desk.unsettled == 1
     (ask,) = rig.after(LOOKUP_RETRY_NS)
-    looked(rig, ask, Absent(), at=UNIX + VALIDITY + 1)
+    looked(rig, ask, Absent(), at=UNIX + TTL + 1)
     assert rig.outcomes(flight.index) == [("NOT_SENT", "ABSENT_EXPIRED")]
 
 
@@ -699,7 +709,7 @@ def test_venue_clock_that_is_known_only_later_gives_the_bound_then() -> None:
     rig.desk.bound_unknown(UNIX + 200 * S)
     rig.desk.bound_unknown(UNIX + 300 * S)  # a later word does not move it
     (ask,) = rig.after(LOOKUP_RETRY_NS)
-    looked(rig, ask, Absent(), at=UNIX + 200 * S + VALIDITY + 1)
+    looked(rig, ask, Absent(), at=UNIX + 200 * S + TTL + 1)
     assert rig.outcomes(flight.index) == [("NOT_SENT", "ABSENT_EXPIRED")]
 
 
@@ -724,7 +734,7 @@ def test_order_that_the_last_leader_saw_filling_is_placed_without_asking(rig: Ri
 
 def test_what_is_settled_is_not_asked_about(rig: Rig) -> None:
     left_open(rig, outcome=Accepted("v1"))
-    assert rig.desk.take_over(rig.now, UNIX) == [] and not rig.desk.asking
+    assert rig.desk.take_over(rig.now, UNIX) == [] and not rig.desk.settling
 
 
 def test_cancels_that_earlier_leaders_were_asked_for_leave_with_the_permit(rig: Rig) -> None:
