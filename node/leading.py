@@ -266,7 +266,6 @@ class Leading:
 
     def _permission_changed(self, permission: Permission) -> None:
         self.permission = permission
-        self._publish()
         host, standing = self._parts.host, self._parts.conditions.standing
         if permission.level is not Level.BLOCKED:
             host.set_role(Role.ACTIVE, "leading")
@@ -274,6 +273,7 @@ class Leading:
             host.set_role(Role.BLOCKED, permission.reason)
         else:
             host.set_role(Role.SHADOW, standing)
+        self._publish()  # after: a strategy that may trade again has the first word
 
     async def keep_strategy_state(self) -> None:
         """The leader's strategy state into the journal now and then: a successor's strategy starts from it."""

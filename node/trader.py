@@ -68,8 +68,8 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class TradingRules:
-    """ttl_s: of the lease. validity_s: how long an order may take from decision to venue, and its longest expiry, at most
-    ttl_s. deadman_ttl_s 0: off."""
+    """ttl_s: of the lease. validity_s: how long an order may take from decision to venue, and its longest expiry; at
+    most ttl_s. deadman_ttl_s 0: off."""
 
     order_tag: str
     limits: RiskLimits

@@ -51,6 +51,8 @@ class Limits:
     silence: a member that says nothing, while nothing is asked of it, is out after this.
     gone: a member whose connection broke may come back within this while something waits.
     join: a follower counts as caught up when it is at most this far behind.
+    opening: for so long after a term began nobody is taken in, unless protection needs it: every etcd member's disk
+    would sync for it, and every order wait for one node more, just when trading resumes.
     retry: between two attempts at a change whose outcome is unknown. answer: no answer within this is "unknown".
     """
 
@@ -58,13 +60,14 @@ class Limits:
     silence: int = ns(0.5)
     gone: int = ns(0.05)
     join: int = ns(0.05)
+    opening: int = ns(0.1)
     retry: int = ns(0.05)
     answer: int = ns(1.0)
 
     @classmethod
     def for_timeout(cls, insync_timeout_s: float) -> Limits:
         t = ns(insync_timeout_s)
-        return cls(insync=t, silence=2 * t, gone=t // 5, join=t // 5)
+        return cls(insync=t, silence=2 * t, gone=t // 5, join=t // 5, opening=2 * t // 5)
 
 
 # -- actions ------------------------------------------------------------------------------------------------
@@ -200,6 +203,7 @@ class Commitment:
         self._required, self._policy = min_standbys, unprotected
         self._members: Members = MappingProxyType(dict(members))
         self._revision = revision
+        self._opening_ends = Instant(now + self.limits.opening)
         self._change: _Change | None = None
         self._joining: set[Member] = set()
         self._over = False
@@ -436,6 +440,7 @@ class Commitment:
 
     def _update_joining(self, now: Instant) -> None:
         before = set(self._joining)
+        opening = now < self._opening_ends and not self.protection.unprotected
         for peer in self._peers.values():
             member = peer.member
             if self._members.get(member.node) is not None:
@@ -446,7 +451,7 @@ class Commitment:
                 if not peer.connected or behind > self.limits.insync // 2:
                     self._joining.discard(member)  # free: etcd has not been asked yet
                     self._strikes.setdefault(member.node, _Strikes()).add(now)
-            elif peer.connected and behind <= self.limits.join and now >= self._hold(member.node):
+            elif not opening and peer.connected and behind <= self.limits.join and now >= self._hold(member.node):
                 # From here on commits wait for it, so that it can reach the commit index while we go on writing.
                 self._joining.add(member)
         if self._joining != before:

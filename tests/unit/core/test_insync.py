@@ -246,12 +246,30 @@ def test_a_follower_that_has_caught_up_is_added_first_and_counts_from_then_on() 
 def test_a_joiner_must_hold_what_may_be_committed_not_only_what_we_know_to_be() -> None:
     # Found by InSyncWorld. We inherited 1-10 and know of no commit; B attached with nothing and was named at once.
     leader = Leader(C, last=10, commit=0)
-    leader.acked(B, 0)
+    leader.run(100, (C, 10), (B, 0))
     assert leader.proposed == []
     leader.acked(B, 9)
     assert leader.proposed == []
     leader.acked(B, 10)
     assert leader.proposed == [members(A, B, C)]
+
+
+def test_a_set_that_protects_enough_takes_nobody_in_while_the_term_is_young() -> None:
+    leader = Leader(C, last=10, commit=10)
+    leader.run(90, (C, 10), (B, 10))
+    assert leader.proposed == []
+    leader.wrote(11)
+    leader.acked(C, 11)
+    assert leader.commit == 11  # without B
+    leader.acked(B, 11)
+    leader.run(10, (C, 11), (B, 11))
+    assert leader.proposed == [members(A, B, C)]
+
+
+def test_a_set_that_protects_too_little_takes_in_at_once() -> None:
+    leader = Leader(last=10, commit=10)
+    leader.acked(B, 10)
+    assert leader.proposed == [members(A, B)]
 
 
 def test_a_lost_reply_to_an_addition_keeps_it_counted() -> None:
@@ -297,6 +315,7 @@ def test_the_late_answer_of_a_settled_change_is_ignored() -> None:
     leader.do(leader.machine.unknown(leader.at))
     leader.run(60, (B, 10))
     leader.done(8)
+    leader.run(40, (B, 10))
     leader.acked(C, 10)  # a second change is under way
     assert leader.proposed[-1] == members(A, B, C)
     leader.do(leader.machine.refused(members(A, B), 8, leader.at))  # the first attempt's answer, late
