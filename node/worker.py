@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import gc
 import os
 import random
 import secrets
@@ -103,6 +104,9 @@ class Worker:
     async def run(self) -> None:
         """Until told to exit. Raises what went wrong; the keeper is told why before."""
         self._assemble()
+        # What stands now stays: the collector need not look at it again between an order and its answer.
+        gc.collect()
+        gc.freeze()
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 await self.parts.server.start(self.config.node.grpc_listen)
