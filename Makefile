@@ -44,6 +44,7 @@ lint: setup
 proto: setup  ## regenerate cluster/rpc from proto/
 	@cd $(CURDIR) && $(BIN)/python -m grpc_tools.protoc -Icluster/rpc=proto \
 	  --python_out=. --pyi_out=. --grpc_python_out=. $(patsubst proto/%,cluster/rpc/%,$(wildcard proto/*.proto))
+	@cd $(CURDIR) && grep -L "^class" cluster/rpc/*_pb2_grpc.py | xargs -r rm  # of a file without a service
 
 lock: ## resolve requirements.lock anew (needs pip-tools)
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host \

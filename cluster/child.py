@@ -8,19 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import structlog
 
 from . import link
+from .core.errors import Stop
 
 log = structlog.get_logger()
 
 EXIT_S = 1.0
 """What a worker may take to end that was asked to, or that hung up."""
+
+
+def die_with_keeper(keeper_pid: int) -> None:
+    """The worker's part: have the kernel kill this process when its keeper dies (prctl(2) PR_SET_PDEATHSIG), and look
+    afterwards whether it died before that was set."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(1, signal.SIGKILL, 0, 0, 0) != 0:
+        raise Stop(f"prctl(PR_SET_PDEATHSIG) failed: {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != keeper_pid:
+        sys.exit("keeper is gone")
 
 
 class WorkerProcess:

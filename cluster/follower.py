@@ -18,9 +18,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import structlog
 
-from . import wire  # before grpc: it sets how gRPC does its I/O
+from . import wire
 from .core.errors import InvariantViolation, OutcomeUnknown, StaleTerm
 from .core.ids import LogIndex, NodeId, Term
 from .core.log import ChainBroken, FollowerLog, Position, locator
@@ -29,8 +30,6 @@ from .journal import Journal, Snapshot
 from .rpc import replication_pb2 as pb
 from .rpc import replication_pb2_grpc as rpc
 from .wire import Digests, WireSettings
-
-import grpc  # isort: skip
 
 log = structlog.get_logger()
 

@@ -138,6 +138,10 @@ class Journal:
             self._bulk.close()
         self._lock.release()
 
+    def on_synced(self, tell: Callable[[int], None]) -> None:
+        """Call `tell` with the ns of every durable group commit from here on, on the writer's thread."""
+        self._shared.on_synced = tell
+
     # -- writing ------------------------------------------------------------------------------------------------
 
     def submit(

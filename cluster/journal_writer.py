@@ -82,6 +82,7 @@ class Shared:
     base_index: LogIndex  # by the loop: rows up to here may be deleted
     end: Base | None = None  # by the loop, before STOP: where the journal ends
     loop: asyncio.AbstractEventLoop | None = None  # by the loop, before the first item
+    on_synced: Callable[[int], None] | None = None  # by the loop; called on the writer's thread
     broken: JournalBroken | None = None  # by the writer, before it says so
 
 
@@ -115,7 +116,10 @@ class Writer(threading.Thread):
             while True:
                 group, last_one = self._next_group()
                 if group:
+                    begun = time.perf_counter_ns()
                     self._commit(group)
+                    if self._shared.on_synced is not None:
+                        self._shared.on_synced(time.perf_counter_ns() - begun)
                     self._post(self._on_done, group)
                     group = []
                 if last_one:

@@ -51,20 +51,18 @@ from .home import Home
 from .permit import PermitPage
 from .picture import cluster_picture, grpc_address
 from .record import LeadershipRecord
-from .registry import ANSWER_TTL_S, Identity, Registry, etcd_client
+from .registry import SETTLE_S, Identity, Registry, etcd_client
+from .requests import Requests
 from .spec import KeeperSpec
 
 TICK_S = 0.02
 PUBLISH_INTERVAL_S = 1.0
-PUBLISH_SETTLE_S = 0.1
-"""What only informs waits so long after a change. A takeover is a burst of changes, and each put is a sync on every
-etcd member's disk, and a watch to every keeper, in the way of the orders that should flow again."""
 PICTURE_MIN_S = 0.25
 PICTURE_MAX_S = 0.5
 SHUTDOWN_LIMIT_S = 5.0
 LAST_WORDS_S = 0.5
 """What a write that only informs may still take when all else is done."""
-ASKED_MAX = 64
+HISTORY_KEPT = 1000
 
 
 def _callback(method: Callable[..., None]) -> Callable[..., None]:
@@ -110,6 +108,15 @@ class Keeper:
             Identity(spec.node, self.incarnation, home.id, self.rules.ttl),
             min(call_timeout_s, (self.rules.ttl - self.rules.margin) / NS_PER_S / 3),
         )
+        self.requests = Requests(
+            self.registry,
+            self.keys,
+            me=spec.node,
+            leads=lambda: self.election.held is not None,
+            spawn=self._spawn,
+            tell=self._tell,
+            feed=self._feed,
+        )
         self._raw: dict[str, k.RawKey] = {}
         self._cluster_id = 0
         self._lease_id: int | None = None
@@ -121,8 +128,7 @@ class Keeper:
         self._last_sign = 0  # Unix ns of the last proof of life before the trouble at hand; 0: no trouble
         self._record: LeadershipRecord | None = None
         self._record_put: dict[str, Any] = {}
-        self._request_taken = 0  # mod_revision of the operator's request that we are taking
-        self._asked: set[str] = set()
+        self._insync_missed = False
         self._picture_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -283,7 +289,7 @@ class Keeper:
             case act.KillWorker(reason):
                 self._kill_worker(reason)
             case act.AnswerSwitchover(request_id, ok, text):
-                self._spawn(self._answer(request_id, ok, text), "answer")
+                self._spawn(self.requests.answer(request_id, ok, text), "answer")
             case act.Note(event, fields):
                 self.log.info(event, **fields)
             case act.StopNode(why):
@@ -330,8 +336,17 @@ class Keeper:
             self._cluster_id = self.etcd.cluster_id or 0
             view = k.view_of(self.keys, self._raw, seen.revision, self._cluster_id, self.rules.ttl)
             self._feed(ev.ViewSeen(view))
-            self._look_for_requests()
+            self.requests.look(self._raw)
             self._picture_due = True
+            if self.keys.insync not in self._raw and self.keys.tenure in self._raw and not self._insync_missed:
+                self.log.error(
+                    "insync_missing",
+                    key=self.keys.insync,
+                    remedy="nobody may lead: who holds every entry is not known any more. Find the longest journal "
+                    "(baton journal verify -o json), and put its node back with etcdctl, as "
+                    '{"members":{"NODE":"JOURNAL_ID"}}',
+                )
+            self._insync_missed = self.keys.insync not in self._raw
             for name in k.unreadable(self.keys, changed):
                 self.log.error("key_unreadable", key=name, remedy="correct or delete it with etcdctl")
 
@@ -372,7 +387,7 @@ class Keeper:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PUBLISH_INTERVAL_S):
                     await self._publish.wait()
-                    await asyncio.sleep(PUBLISH_SETTLE_S)
+                    await asyncio.sleep(SETTLE_S)
             self._publish.clear()
             lease = self._lease_id
             if lease is None:
@@ -399,52 +414,21 @@ class Keeper:
             "status": self._status,
         }
 
-    # -- requests and answers over etcd ----------------------------------------------------------------------
-
-    def _look_for_requests(self) -> None:
-        asked = k.switchover_of(self._raw.get(self.keys.switchover))
-        if asked is not None and self.election.held is not None and asked.mod_revision != self._request_taken:
-            self._request_taken = asked.mod_revision
-            self._spawn(self._take(asked), "take-switchover")
-        for name in [n for n in self._raw if n.startswith(self.keys.answers)]:
-            request_id = name[len(self.keys.answers) :]
-            answer = k.load(self._raw[name])
-            if answer is not None and request_id in self._asked:
-                self._asked.discard(request_id)
-                self._tell(link.SwitchoverAnswer(request_id, bool(answer.get("ok")), str(answer.get("text", ""))))
-
-    async def _take(self, asked: k.SwitchoverRequest) -> None:
-        if not await self.registry.take_switchover(asked.mod_revision):
-            self._request_taken = 0  # if it is still there, the next view will show it
-        elif self.election.held is None:
-            await self.registry.answer_switchover(asked.id, False, f"{self.node} has just lost the lead; try again")
-        elif (unix_ns() - asked.at) / NS_PER_S < ANSWER_TTL_S:  # later, nobody waits for it any more
-            self._feed(ev.SwitchoverAsked(asked.target, asked.actor, asked.id))
-
-    async def _answer(self, request_id: str, ok: bool, text: str) -> None:
-        await asyncio.sleep(PUBLISH_SETTLE_S)
-        await self.registry.answer_switchover(request_id, ok, text)
-
-    async def _ask(self, asked: link.AskSwitchover) -> None:
-        if len(self._asked) >= ASKED_MAX:  # so many were never answered; their askers have gone
-            self._asked.clear()
-        self._asked.add(asked.request_id)
-        try:
-            await self.registry.ask_switchover(asked.request_id, asked.target, asked.actor)
-        except BatonError as e:
-            self._asked.discard(asked.request_id)
-            self._tell(link.SwitchoverAnswer(asked.request_id, False, f"etcd did not take the request: {e}"))
+    # -- the in-sync set and the record --------------------------------------------------------------------
 
     async def _change_insync(self, p: link.ProposeInSync) -> None:
         o = await self.registry.change_insync(p.term, p.members, p.expected_revision)
         self._tell(link.InSyncAnswer(p.request, o.outcome, o.members, o.revision))
 
     async def _put_record(self, record: LeadershipRecord) -> None:
-        await asyncio.sleep(PUBLISH_SETTLE_S)
+        await asyncio.sleep(SETTLE_S)
         value = record.as_json()
         if value != self._record_put:
             self._record_put = value
             await self.registry.put_history(value)
+            mine = self.keys.history_of(value["token"])
+            others = sorted(n for n in self._raw if n.startswith(self.keys.history) and n != mine)
+            await self.registry.forget(others[: 1 - HISTORY_KEPT])
 
     # -- the worker ----------------------------------------------------------------------------------------
 
@@ -527,7 +511,7 @@ class Keeper:
                 if any(fields.get(key) != told.get(key) for key in ("ready", "permission", "feed_state", "role")):
                     self._publish.set()
             case link.AskSwitchover():
-                self._spawn(self._ask(message), "ask-switchover")
+                self._spawn(self.requests.ask(message), "ask-switchover")
             case link.Fatal(reason):
                 # It sends nothing any more and is about to end; do not wait for that to resign.
                 self._fatal = reason

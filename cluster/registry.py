@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,12 @@ log = structlog.get_logger()
 ANSWER_TTL_S = 60
 """How long the answer to an operator's request stays."""
 
+SETTLE_S = 0.1
+"""What only informs waits so long after a change. A takeover is a burst of changes, and each put is a sync on every
+etcd member's disk, and a watch to every keeper, in the way of the orders that should flow again."""
+
 _SLOW_S = 1.0  # for calls that nobody's lease waits for
+_FORGET_MAX = 64  # etcd takes 128 operations in one transaction
 
 
 def etcd_client(spec: Mapping[str, Any]) -> EtcdClient:
@@ -219,6 +224,15 @@ class Registry:
 
     async def put_history(self, record: Mapping[str, Any]) -> None:
         await self._quietly("history_not_written", self.keys.history_of(int(record["token"])), k.dump(**record))
+
+    async def forget(self, names: Sequence[str]) -> None:
+        """Delete what nobody will ask for any more; at most _FORGET_MAX now, the rest another time."""
+        if not names:
+            return
+        try:
+            await self.etcd.txn([], [delete(name) for name in names[:_FORGET_MAX]], timeout_s=_SLOW_S)
+        except BatonError as e:
+            log.warning("not_forgotten", keys=len(names), reason=str(e))
 
     async def ask_switchover(self, request_id: str, target: str | None, actor: str) -> None:
         """Leave the request for whoever leads. Raises what EtcdClient.put raises."""

@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
 
+import grpc
 import structlog
 
-from . import wire  # before grpc: it sets how gRPC does its I/O
+from . import wire
 from .core.errors import ConfigError
 from .core.ids import JournalId, LogIndex, NodeId, Term
 from .core.insync import Member
@@ -26,8 +27,6 @@ from .leader_log import FollowerState, LeaderLog, LeaderSettings
 from .rpc import replication_pb2 as pb
 from .rpc import replication_pb2_grpc as rpc
 from .wire import Digests, TlsFiles, WireSettings
-
-import grpc  # isort: skip
 
 __all__ = ["Digests", "FollowerState", "LeaderLog", "LeaderSettings", "ReplicationServer", "TlsFiles", "WireSettings"]
 

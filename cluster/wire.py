@@ -5,17 +5,10 @@ Read next: `replication.py` (the leader's end), `follower.py` (the other one).
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-# gRPC's newer I/O engine hands every message through one more thread: a round trip took 0.24 ms with it and 0.13
-# without, on two cores (grpcio 1.85). Read when gRPC first does something, so this must come before that; a version
-# that has dropped the switch logs one line and goes on. An operator's own setting wins.
-os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # nobody uses gRPC across a fork; each spawn would log
 
 import grpc
 

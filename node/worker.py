@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import gc
 import os
 import random
@@ -32,6 +31,7 @@ from typing import Any
 import structlog
 
 from cluster import link
+from cluster.child import die_with_keeper
 from cluster.clock import boottime_ns
 from cluster.core.errors import (
     BatonError,
@@ -72,19 +72,9 @@ PUBLISH_S = 0.5
 VENUE_CLOCK_S = 1.0
 FEED_CHECK_S = 0.1
 SNAPSHOT_CHECK_S = 1.0
-DIGEST_EVERY = 1024
+DIGEST_EVERY = 256
 
 log = structlog.get_logger()
-
-
-def die_with_keeper(keeper_pid: int) -> None:
-    """Have the kernel kill this process when its keeper dies (prctl(2) PR_SET_PDEATHSIG), and look afterwards whether
-    it died before that was set."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(1, signal.SIGKILL, 0, 0, 0) != 0:
-        raise Stop(f"prctl(PR_SET_PDEATHSIG) failed: {os.strerror(ctypes.get_errno())}")
-    if os.getppid() != keeper_pid:
-        sys.exit("keeper is gone")
 
 
 class Worker:
@@ -202,6 +192,7 @@ class Worker:
             ),
             warnings=warnings,
         )
+        journal.on_synced(self.parts.telemetry.journal_fsync)
         self.leading = Leading(self.parts, spawn=self._spawn, publish=self._publish)
         self.report = Report(self.parts, self.leading)
         delivery.advance(journal.commit_index)

@@ -18,13 +18,13 @@ def percentile(samples: Sequence[int], fraction: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured thing. samples in nanoseconds. target: DESIGN 12's, in words. beside: the name of the row it is
-    compared with in the same run. per_s: for rates."""
+    """One measured thing. samples in nanoseconds. target: DESIGN 12's, in words. beside: the names of the rows it is
+    compared with, of the same run. per_s: for rates."""
 
     name: str
     samples: Sequence[int] = ()
     target: str = ""
-    beside: str = ""
+    beside: tuple[str, ...] = ()
     per_s: float | None = None
     note: str = ""
 
@@ -39,8 +39,6 @@ class Row:
             }
         if self.per_s is not None:
             out["per_s"] = self.per_s
-        if self.beside:
-            out["beside"] = self.beside
         return out
 
 

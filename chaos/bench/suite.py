@@ -38,13 +38,12 @@ def run_suite(results: Path, console: Console, *, failovers: int = 30, orders: i
     with tempfile.TemporaryDirectory(dir=results) as d:
         where = Path(d)
         console.print("alternatives")
-        for measure in (
-            alternatives.grpc_floor,
-            alternatives.bare_gate,
-            alternatives.redis_wait,
-            alternatives.etcd_put,
-        ):
-            add(measure(_new(where), orders // 2))
+        alone = orders // 2
+        add(alternatives.wake_up(_new(where), alone))
+        add(alternatives.grpc_floor(_new(where), alone))
+        add(alternatives.bare_gate(_new(where), alone))
+        for row in (*alternatives.redis_wait(_new(where), alone), *alternatives.etcd_put(_new(where), alone)):
+            add(row)
         console.print("protection")
         for row in _protection(where, orders):
             add(row)
@@ -60,7 +59,11 @@ def run_suite(results: Path, console: Console, *, failovers: int = 30, orders: i
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     path = results / f"bench-{stamp}.json"
     path.write_text(
-        json.dumps({"schema": 1, "machine": machine(), "rows": [r.as_json() for r in rows]}, indent=2) + "\n"
+        json.dumps(
+            {"schema": 1, "machine": machine(), "rows": [r.as_json() | {"ratios": _ratios(r, rows)} for r in rows]},
+            indent=2,
+        )
+        + "\n"
     )
     return path
 
@@ -77,12 +80,16 @@ def _alone(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 def _protection(where: Path, orders: int) -> list[Row]:
+    a = alternatives
+    took = _alone(replication.latency(_new(where), orders))
+    rows = [Row("append, durable here and on a standby", took, beside=(a.GRPC, a.REDIS_WAIT, a.ETCD))]
     took, _ = _alone(protected.measure(_new(where), orders))
-    rows = [
-        Row("protected order, added latency", took, target="≤ 0.6 ms, p99 ≤ 2", beside="etcd put (3 members)"),
-    ]
-    took, rate = _alone(protected.measure(_new(where), orders * 6, writers=64))
-    rows.append(Row("protected orders, 64 at once", took, target="≥ 12,000/s", per_s=rate))
+    beside: tuple[str, ...] = (a.GRPC, a.GATE, a.REDIS_WAIT, a.ETCD)
+    rows.append(Row("protected order: the same, and the gate", took, target="≤ 0.6 ms, p99 ≤ 2", beside=beside))
+    took, rate = _alone(protected.measure(_new(where), orders * 6, writers=a.WRITERS))
+    beside = (f"{a.REDIS_WAIT}, {a.WRITERS} at once", f"{a.ETCD}, {a.WRITERS} at once")
+    name = f"protected orders, {a.WRITERS} at once"
+    rows.append(Row(name, took, target="≥ 12,000/s", per_s=rate, beside=beside))
     entries = 300_000
     ns = _alone(replication.catch_up(_new(where), entries))
     rows.append(Row("catch-up, entries", per_s=entries / ns * 1e9, target="≥ 100,000/s"))
@@ -135,16 +142,18 @@ def _figure(row: Row) -> str:
     return "; ".join(parts)
 
 
+def _ratios(row: Row, rows: list[Row]) -> dict[str, float]:
+    """How many times each of what it is compared with."""
+    return {r.name: times for r in rows if r.name in row.beside and (times := ratio(row, r)) is not None}
+
+
 def _table(rows: list[Row]) -> Table:
     table = Table(title="Measured in one run", title_justify="left")
     for column in ("what", "n", "median", "p99", "p99.9", "rate", "target", "beside"):
         table.add_column(column, justify="left" if column in ("what", "target", "beside") else "right")
-    by_name = {r.name: r for r in rows}
     for r in rows:
         cells = [duration(percentile(r.samples, f)) if r.samples else "" for f in (0.5, 0.99, 0.999)]
-        other = by_name.get(r.beside)
-        times = ratio(r, other) if other is not None else None
-        beside = f"{times:.2f} × {r.beside}" if times is not None else r.note
+        beside = "\n".join(f"{times:.2f} × {name}" for name, times in _ratios(r, rows).items()) or r.note
         rate = f"{r.per_s:,.0f}/s" if r.per_s is not None else ""
         table.add_row(r.name, str(len(r.samples) or ""), *cells, rate, r.target, beside)
     return table

@@ -216,7 +216,7 @@ def orders(directory: Dir = None, url: Url = None, output: Output = Format.PRETT
 def positions(directory: Dir = None, url: Url = None, output: Output = Format.PRETTY) -> None:
     """Positions as the leader's book has them, from fills."""
     rows = _from_leader(sources(directory, url), "positions")
-    _print_rows(rows, "positions", ("symbol", "qty", "lots", "last_price", "fills"), output)
+    _print_rows(rows, "positions", ("symbol", "qty", "lots", "last_price"), output)
 
 
 def _from_leader(asked: list[str], what: str) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ class StatusSource(Protocol):
     def published(self) -> dict[str, Any]:
         """What this node tells the others of itself, every half second: role, permission, permission_reason, log_index,
         commit_index, applied_index, lag_entries, lag_s, feed_age_s (None: never), feed_state, digest, digest_index,
-        positions ({symbol: lots}), open_orders, unresolved, last_order_at.
+        positions ({symbol: lots}), open_orders, unresolved, last_order_at; the leader also followers ({node: last index
+        durable there, of the same moment as log_index}).
 
         Also `at`, when it was said: no two are equal then, so that a worker that stands still is told from one to which
         nothing happens (`summary.LastHeard`)."""
@@ -28,7 +29,7 @@ class StatusSource(Protocol):
         warnings [text]."""
 
     def positions(self) -> list[dict[str, Any]]:
-        """symbol, lots, qty, tick_size, lot_size, last_price, fills."""
+        """symbol, lots, qty, tick_size, lot_size, last_price."""
 
     def orders(self) -> list[dict[str, Any]]:
         """Live orders, unresolved first: client_order_id, decision_id, symbol, side, qty, price, state, filled,

@@ -181,12 +181,15 @@ class Cluster:
     def lag_entries(self, name: str) -> int | None:
         """Entries that a standby lacks of the leader's log. None: for the leader, and when one of the two is not known.
 
-        Both numbers are taken from etcd where possible, so that they are about equally old."""
+        In the leader's word both numbers are of one moment. Of a node that it does not serve, the node's own word is
+        all there is; both are then taken from etcd where possible, so that they are about equally old."""
         if self.holder is None or name == self.holder.node:
             return None
         published = as_dict(self.members.get(self.holder.node, {}).get("status"))
-        leads = as_int((published or self.word_of(self.holder.node)).get("log_index"))
-        has = as_int(self.word_of(name).get("log_index"))
+        word = published or self.word_of(self.holder.node)
+        leads, has = as_int(word.get("log_index")), as_int(as_dict(word.get("followers")).get(name))
+        if has is None:
+            has = as_int(self.word_of(name).get("log_index"))
         return None if leads is None or has is None else max(0, leads - has)
 
 

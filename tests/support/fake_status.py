@@ -187,7 +187,6 @@ class FakeStatus:
                 "tick_size": "0.01",
                 "lot_size": "0.001",
                 "last_price": "67250.50",
-                "fills": 17,
             }
         ]
 

@@ -17,7 +17,6 @@ DIRECTORY/NODE.acts    a line for each moment at which the permit was live: toke
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
 import signal
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import link
+from cluster.child import die_with_keeper
 from cluster.clock import boottime_ns
 from cluster.permit import PermitPage
 
@@ -208,13 +208,6 @@ class Scripted:
         self.link.close()
 
 
-def die_with_keeper() -> None:
-    """As in `node/worker.py`, which this must not import."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != int(os.environ["BATON_KEEPER_PID"]):
-        sys.exit("keeper is gone")
-
-
 if __name__ == "__main__":
-    die_with_keeper()
+    die_with_keeper(int(os.environ["BATON_KEEPER_PID"]))
     asyncio.run(Scripted(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]).run())

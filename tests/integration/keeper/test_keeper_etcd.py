@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from cluster.clock import boottime_ns
+from cluster.keeper import HISTORY_KEPT
 from node.local.servers import LocalEtcd, ServerTls, start_etcd
 from tests.integration.keeper.rig import Cluster, Etcd, Node, until
 
@@ -217,8 +218,27 @@ def test_nobody_leads_when_it_is_not_known_who_held_everything(cluster_of):
     waited_from = boottime_ns()
     until(lambda: boottime_ns() - waited_from > 2e9, "two ttl pass")
     assert not cluster.token()
+    for node in cluster.nodes.values():
+        (said,) = node.log("insync_missing", key=cluster.keys.insync)  # once, and what to do
+        assert "etcdctl" in said["remedy"]
     cluster.etcd.put(cluster.keys.insync, members)
     cluster.wait_leader(after=token)
+
+
+def test_a_leader_forgets_the_oldest_leaderships(cluster_of):
+    cluster = cluster_of(1)
+    old = [cluster.keys.history_of(n) for n in range(1, HISTORY_KEPT + 3)]
+    for key in old:  # each raises the revision, so the token to come is higher
+        cluster.etcd.put(key, "{}")
+    cluster.start()
+    cluster.wait_whole()
+    kept = cluster.keys.history_of(cluster.token())
+    until(lambda: cluster.key(kept), "the leadership is on record")
+
+    def recorded() -> list[str]:
+        return sorted(k for k in cluster.etcd.keys(cluster.keys.prefix) if k.startswith(cluster.keys.history))
+
+    until(lambda: recorded() == [*old[3:], kept], "what is too old is gone")
 
 
 def test_a_leader_key_forged_by_hand_is_evicted_and_never_used(cluster_of):

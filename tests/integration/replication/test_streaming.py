@@ -133,9 +133,11 @@ async def test_an_entry_larger_than_grpcs_default_message_gets_through(node: Mak
 
 async def test_a_follower_whose_disk_stalls_costs_no_memory_and_catches_up_later(node: Make, etcd: FakeEtcd) -> None:
     window = 256 << 10
-    settings = FAST.__class__(heartbeat_s=0.02, silence_s=0.4, window_bytes=window, frame_bytes=64 << 10)
+    settings = FAST.__class__(heartbeat_s=0.02, silence_s=0.4, window_bytes=window, frame_bytes=32 << 10)
     a = await node("n1", settings=settings, limits=JournalLimits(cache_bytes=1 << 20))
-    b = await node("n2", settings=settings, limits=JournalLimits(queue_bytes=128 << 10))
+    b = await node(
+        "n2", settings=settings, limits=JournalLimits(queue_bytes=128 << 10)
+    )  # two frames are less than half
     await a.lead(1, etcd, b)
     b.follow(a, 1)
     await a.append()

@@ -60,7 +60,7 @@ def nodes() -> Iterator[tuple[NodeApi, NodeApi]]:
             "/v1/status": (200, status(me, "n1", 5, rows)),
             "/v1/history": (200, head | {"history": HISTORY}),
             "/v1/orders": (200, head | {"orders": [ORDER] if me == "n1" else []}),
-            "/v1/positions": (200, head | {"positions": [{"symbol": "BTCUSDT", "qty": "0.1", "lots": 10, "fills": 1}]}),
+            "/v1/positions": (200, head | {"positions": [{"symbol": "BTCUSDT", "qty": "0.1", "lots": 10}]}),
             "/v1/switchover": (202, {"text": "asked"}),
         }
 

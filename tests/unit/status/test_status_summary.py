@@ -132,6 +132,7 @@ def test_last_failover_is_the_latest_that_was_one_and_first_start_is_none():
     shown = document(fake)
     assert shown["last_failover"] == {
         "cause": "process died",
+        "last_sign_ns": fake.history[1]["last_sign"],
         "rto_s": 0.0231,
         "phases_s": fake.history[1]["phases_s"],
         "token": TOKEN,
