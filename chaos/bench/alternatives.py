@@ -61,7 +61,7 @@ async def rate(n: int, call: Callable[[int], Awaitable[Any]]) -> float:
     return n / (time.perf_counter_ns() - begun) * 1e9
 
 
-def wake_up(_directory: Path, n: int) -> Row:
+def wake_up(n: int) -> Row:
     """What this machine takes to wake one process from another, twice: no way to a standby and back takes less."""
     here, there = socket.socketpair()
     pid = os.fork()

@@ -69,7 +69,7 @@ class Failovers:
 
     def idle_standby(self, seconds: float = 20.0) -> dict[str, float]:
         """{"cpu": share of one core, "rss_mb"} of one standby's two processes together, over `seconds`."""
-        leader, _ = self._healthy()
+        leader, _ = self.healthy()
         standby = next(n for n in self.cluster.nodes if n != leader)
         processes = [psutil.Process(p.pid) for p in self.cluster.node_processes(standby) if p is not None]
         before = sum(sum(p.cpu_times()[:2]) for p in processes)
@@ -88,7 +88,7 @@ class Failovers:
 
     def _once(self, break_it: Callable[[str, int], int]) -> int:
         """break_it: (leader, token) -> Unix ns of the fault."""
-        leader, token = self._healthy()
+        leader, token = self.healthy()
         try:
             begun = break_it(leader, token)
             time.sleep(LET_IT_HAPPEN_S)
@@ -133,7 +133,7 @@ class Failovers:
             raise BatonError(f"{node} has no process to break; see {self.cluster.home(node) / 'log'}")
         return keeper, worker
 
-    def _healthy(self) -> tuple[str, int]:
+    def healthy(self) -> tuple[str, int]:
         """(leader, token) of a cluster in which everybody is in sync and the leader's orders arrive."""
         deadline = time.monotonic() + HEALTHY_LIMIT_S
         while time.monotonic() < deadline:
