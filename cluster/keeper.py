@@ -37,7 +37,7 @@ from .core import actions as act
 from .core import events as ev
 from .core.election import Election
 from .core.errors import BatonError, ConfigError, InvariantViolation, OutcomeUnknown, Stop, Unreachable
-from .core.ids import NS_PER_S, Incarnation, Instant, JournalId, LogIndex, NodeId, Term, ns
+from .core.ids import NS_PER_S, Incarnation, Instant, JournalId, LogIndex, NodeId, Term
 from .core.lease import LeaseRules, View
 from .core.ward import Timing
 from .etcd import (
@@ -56,9 +56,9 @@ from .requests import Requests
 from .spec import KeeperSpec
 
 TICK_S = 0.02
+STANDBY_TICK_S = 0.05  # a standby's worker that hangs costs nothing yet, and has the longer limit (core/ward.py)
 PUBLISH_INTERVAL_S = 1.0
-PICTURE_MIN_S = 0.25
-PICTURE_MAX_S = 0.5
+PICTURE_S = 0.5
 SHUTDOWN_LIMIT_S = 5.0
 LAST_WORDS_S = 0.5
 """What a write that only informs may still take when all else is done."""
@@ -129,7 +129,6 @@ class Keeper:
         self._record: LeadershipRecord | None = None
         self._record_put: dict[str, Any] = {}
         self._insync_missed = False
-        self._picture_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[int] = self._loop.create_future()
@@ -242,7 +241,7 @@ class Keeper:
     def _schedule(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        delay = TICK_S
+        delay = TICK_S if self.election.held is not None else STANDBY_TICK_S
         wake = self.election.wake_at()
         if wake is not None:
             delay = min(delay, max(0.001, (wake - boottime_ns()) / NS_PER_S))
@@ -337,7 +336,6 @@ class Keeper:
             view = k.view_of(self.keys, self._raw, seen.revision, self._cluster_id, self.rules.ttl)
             self._feed(ev.ViewSeen(view))
             self.requests.look(self._raw)
-            self._picture_due = True
             if self.keys.insync not in self._raw and self.keys.tenure in self._raw and not self._insync_missed:
                 self.log.error(
                     "insync_missing",
@@ -488,7 +486,6 @@ class Keeper:
                     )
                 )
                 self._publish.set()
-                self._picture_due = True
             case link.Prepared(term):
                 self._feed(ev.WorkerPrepared(Term(term)))
             case link.Reconciled(term, phases):
@@ -507,9 +504,8 @@ class Keeper:
                 if self._record is not None and self._record.first_order(term, at):
                     self._spawn(self._put_record(self._record), "history")
             case link.Status(fields):
-                told, self._status = self._status, fields
-                if any(fields.get(key) != told.get(key) for key in ("ready", "permission", "feed_state", "role")):
-                    self._publish.set()
+                self._status = fields
+                self._publish.set()
             case link.AskSwitchover():
                 self._spawn(self.requests.ask(message), "ask-switchover")
             case link.Fatal(reason):
@@ -524,18 +520,14 @@ class Keeper:
     # -- the picture for people and for peers' addresses ---------------------------------------------------
 
     async def _show_picture(self) -> None:
-        """Tell the worker what we see: when it changed, at most four times a second; and every half second at least,
-        since a picture that grows old says that the keeper hangs, not that etcd is silent."""
-        told_at = 0
+        """Tell the worker what we see, all the time: a picture that grows old says that the keeper hangs, not that etcd
+        is silent."""
         while True:
-            await asyncio.sleep(PICTURE_MIN_S)
-            now = boottime_ns()
-            if self._picture_due or now - told_at > ns(PICTURE_MAX_S):
-                self._picture_due, told_at = False, now
-                try:
-                    self._tell(link.ClusterSeen(self._picture(now)))
-                except InvariantViolation as e:  # too long; the page then says that it grows old
-                    self.log.error("picture_not_told", reason=str(e))
+            await asyncio.sleep(PICTURE_S)
+            try:
+                self._tell(link.ClusterSeen(self._picture(boottime_ns())))
+            except InvariantViolation as e:  # too long; the page then says that it grows old
+                self.log.error("picture_not_told", reason=str(e))
 
     def _picture(self, now: Instant) -> dict[str, Any]:
         view, held = self.election.view, self.election.held

@@ -1,7 +1,7 @@
 """What this node says of itself, to the other nodes and to people (`node.status.source.StatusSource`). Reads, and
 decides nothing; an answer is a moment's copy.
 
-`published()` goes to everybody twice a second through etcd, so it is small; `detail()` is for who asks this node.
+`published()` goes to everybody every second through etcd, so it is small; `detail()` is for who asks this node.
 """
 
 from __future__ import annotations

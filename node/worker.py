@@ -68,9 +68,11 @@ from node.venue_clock import VenueClock
 from node.version import VERSION
 
 BEAT_S = 0.02
-PUBLISH_S = 0.5
+STANDBY_BEAT_S = 0.05
+HEARTBEAT_S = 0.1  # of replication; at least five of them in the silence that drops a follower
+PUBLISH_S = 1.0
 VENUE_CLOCK_S = 1.0
-FEED_CHECK_S = 0.1
+FEED_CHECK_S = 0.2
 SNAPSHOT_CHECK_S = 1.0
 DIGEST_EVERY = 256
 
@@ -136,7 +138,7 @@ class Worker:
         book = self._rebuild_book(journal)
         me, digests = NodeId(c.node.name), Digests()
         tls = TlsFiles(r.ca_file, r.cert_file, r.key_file) if r.ca_file and r.cert_file and r.key_file else None
-        settings = WireSettings(tls=tls)
+        settings = WireSettings(heartbeat_s=min(HEARTBEAT_S, r.insync_timeout_s * 2 / 5), tls=tls)
         delivery = Delivery(journal, LogIndex(book.applied_index), self._apply_all, self._fail)
         self.parts = Parts(
             config=c,
@@ -258,8 +260,9 @@ class Worker:
             now = boottime_ns()
             self.page.beat(now)
             self.parts.telemetry.loop_lag(max(0, now - (expected or now)))
-            expected = now + round(BEAT_S * NS_PER_S)
-            await asyncio.sleep(BEAT_S)
+            beat_s = BEAT_S if self.leading.log is not None else STANDBY_BEAT_S
+            expected = now + round(beat_s * NS_PER_S)
+            await asyncio.sleep(beat_s)
 
     # -- the journal and the book --------------------------------------------------------------------------
 

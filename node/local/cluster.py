@@ -241,7 +241,7 @@ class LocalCluster:
 
     def switch_over(self, leader: str, *, actor: str, target: str | None = None) -> bool:
         """Ask `leader` to hand over to `target`, or to whoever is best; False: it says that nobody is ready. A standby
-        says of itself that it is up to half a second after it is."""
+        says of itself that it is up to a second after it is."""
         from node.client import Answered, post_json
 
         try:

@@ -14,7 +14,7 @@ class StatusSource(Protocol):
         `published()`."""
 
     def published(self) -> dict[str, Any]:
-        """What this node tells the others of itself, every half second: role, permission, permission_reason, log_index,
+        """What this node tells the others of itself, every second: role, permission, permission_reason, log_index,
         commit_index, applied_index, lag_entries, lag_s, feed_age_s (None: never), feed_state, digest, digest_index,
         positions ({symbol: lots}), open_orders, unresolved, last_order_at; the leader also followers ({node: last index
         durable there, of the same moment as log_index}).

@@ -25,7 +25,7 @@ PICTURE_FRESH_S = 3.0
 """The keeper speaks several times a second; after this much silence what it last said is history."""
 
 WORD_FRESH_S = 3.0
-"""A node publishes itself every half second, its keeper every second. Six missed ones are a silence."""
+"""A node publishes itself every second. Three missed ones are a silence."""
 
 FIRST_START = "first start"
 
