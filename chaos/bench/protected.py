@@ -18,21 +18,7 @@ from node.local.servers import start_redis
 TOKEN = 1
 
 
-class _Protected:
-    """append() and claim() of one order, awaited together."""
-
-    def __init__(self, leader: Leader, claimer: GateClaimer) -> None:
-        self._leader, self._claimer = leader, claimer
-
-    async def order(self) -> None:
-        entry = self._leader.log.append(KIND, BODY, unix_ns())
-        claim = self._claimer.claim(f"b{entry.index}")
-        await self._leader.log.wait_committed(entry.index)
-        if not (await claim).ok:
-            raise RuntimeError(f"the gate refused b{entry.index}")
-
-
-async def measure(directory: Path, count: int, *, writers: int = 1) -> tuple[list[int], float]:
+async def measure(directory: Path, count: int, *, writers: int = 1, with_gate: bool = True) -> tuple[list[int], float]:
     """(ns per order, orders per second) of `count` orders by `writers` at once, after a tenth as warm-up."""
     redis = start_redis(directory / "redis")
     leader = Leader(directory)
@@ -44,16 +30,22 @@ async def measure(directory: Path, count: int, *, writers: int = 1) -> tuple[lis
         claimer = GateClaimer(gate, TOKEN)
         serving = asyncio.create_task(claimer.run())
         address = await leader.start()
+
+        async def order() -> None:
+            entry = leader.log.append(KIND, BODY, unix_ns())
+            claim = claimer.claim(f"b{entry.index}") if with_gate else None
+            await leader.log.wait_committed(entry.index)
+            if claim is not None and not (await claim).ok:
+                raise RuntimeError(f"the gate refused b{entry.index}")
+
+        async def writer(n: int) -> None:
+            for _ in range(n):
+                at = time.perf_counter_ns()
+                await order()
+                took.append(time.perf_counter_ns() - at)
+
         async with standby(directory, address):
             await leader.wait_in_sync()
-            protected = _Protected(leader, claimer)
-
-            async def writer(n: int) -> None:
-                for _ in range(n):
-                    at = time.perf_counter_ns()
-                    await protected.order()
-                    took.append(time.perf_counter_ns() - at)
-
             await writer(count // 10)
             took.clear()
             begun = time.perf_counter_ns()

@@ -1,21 +1,20 @@
-"""What a protected append costs: durable here and on one standby, which is another process on this machine.
+"""A leader and a standby for measuring.
 
-Run it: `python -m chaos.bench.replication`. Or import latency(), throughput() and catch_up(); they return nanoseconds.
 Everything is real (SQLite, gRPC over loopback, a process for the standby) except the keeper, which grants each change
 of the in-sync set after a millisecond. Both journals lie on one disk, so both syncs compete: two hosts do better.
+`catch_up` measures; `protected.py` measures orders.
+
+Run as `python -m chaos.bench.replication JOURNAL ADDRESS`, it is the standby.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import gc
 import logging
 import random
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -99,9 +98,6 @@ class Leader:
         async with asyncio.timeout(LIMIT_S):
             await self._in_sync.wait()
 
-    async def append(self) -> None:
-        await self.log.wait_committed(self.log.append(KIND, BODY, unix_ns()).index)
-
     async def stop(self) -> None:
         await self.server.stop()
         await asyncio.to_thread(self.journal.close)
@@ -111,7 +107,7 @@ class Leader:
 async def standby(directory: Path, address: str) -> AsyncIterator[None]:
     """A standby in a process of its own, ended with this block."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "chaos.bench.replication", "--standby", str(directory / "standby.db"), address,
+        sys.executable, "-m", "chaos.bench.replication", str(directory / "standby.db"), address,
         stdin=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -125,57 +121,6 @@ async def standby(directory: Path, address: str) -> AsyncIterator[None]:
         except TimeoutError:
             process.kill()
             await process.wait()
-
-
-async def latency(directory: Path, count: int, *, protected: bool = True, gap_s: float = 0.0) -> list[int]:
-    """ns of `count` appends, one at a time, from append() to committed. protected False: on our disk alone.
-    gap_s: pause between two, as orders come in life (an idle core sleeps, and takes time to wake)."""
-    leader = Leader(directory)
-    address = await leader.start()
-    took: list[int] = []
-    try:
-        async with standby(directory, address) if protected else _nothing():
-            if protected:
-                await leader.wait_in_sync()
-            for n in range(count + count // 10):
-                if gap_s:
-                    await asyncio.sleep(gap_s)
-                at = time.perf_counter_ns()
-                await leader.append()
-                if n >= count // 10:  # the first tenth warms everything up
-                    took.append(time.perf_counter_ns() - at)
-    finally:
-        await leader.stop()
-    return took
-
-
-async def throughput(directory: Path, count: int, writers: int = 64) -> list[int]:
-    """ns of `count` protected appends made by `writers` at once, each waiting for its own; the sum of all that was
-    done divided by the time it took is throughput_per_s()."""
-    leader = Leader(directory)
-    address = await leader.start()
-    took: list[int] = []
-
-    async def writer(n: int) -> None:
-        for _ in range(n):
-            at = time.perf_counter_ns()
-            await leader.append()
-            took.append(time.perf_counter_ns() - at)
-
-    try:
-        async with standby(directory, address):
-            await leader.wait_in_sync()
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(writers):
-                    tasks.create_task(writer(count // writers))
-    finally:
-        await leader.stop()
-    return took
-
-
-def throughput_per_s(took: Sequence[int], writers: int = 64) -> float:
-    """By Little's law: `writers` are always under way, so each takes writers / rate on average."""
-    return writers / (sum(took) / len(took)) * 1e9
 
 
 async def catch_up(directory: Path, entries: int) -> int:
@@ -207,61 +152,9 @@ async def catch_up(directory: Path, entries: int) -> int:
         await leader.stop()
 
 
-@asynccontextmanager
-async def _nothing() -> AsyncIterator[None]:
-    yield
-
-
-# -- the table ---------------------------------------------------------------------------------------------------
-
-
-def _row(name: str, took: Sequence[int]) -> str:
-    ordered = sorted(took)
-
-    def at(share: float) -> str:
-        return f"{ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1e6:9.3f}"
-
-    return f"{name:44} {at(0.5)} {at(0.9)} {at(0.99)} {ordered[-1] / 1e6:9.3f}"
-
-
-def _run(make: object) -> object:
-    """One measurement on a loop of its own, with the collector's pauses kept out as in the worker."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    gc.collect()
-    gc.freeze()
-    return uvloop.run(make)  # type: ignore[arg-type]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=5000)
-    parser.add_argument("--entries", type=int, default=300_000, help="for the catch-up")
-    parser.add_argument("--directory", type=Path, default=None, help="where the journals go: the disk to measure")
-    parser.add_argument("--standby", nargs=2, metavar=("JOURNAL", "ADDRESS"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+if __name__ == "__main__":
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     try:
-        if args.standby:
-            _run(_standby(Path(args.standby[0]), args.standby[1]))
-            return
-        print(f"{'ms':44} {'median':>9} {'p90':>9} {'p99':>9} {'max':>9}")
-        for name, options in (
-            ("append, own disk only", {"protected": False}),
-            ("append, own disk and one standby", {}),
-            ("the same, one every 5 ms", {"gap_s": 0.005}),
-        ):
-            with tempfile.TemporaryDirectory(dir=args.directory) as d:
-                count = args.count // 5 if "gap_s" in options else args.count
-                print(_row(name, _run(latency(Path(d), count, **options))), flush=True)  # type: ignore[arg-type]
-        with tempfile.TemporaryDirectory(dir=args.directory) as d:
-            took: list[int] = _run(throughput(Path(d), args.count * 10))  # type: ignore[assignment]
-            print(_row("the same, 64 at once", took))
-            print(f"{'':44} {throughput_per_s(took):9,.0f} appends/s")
-        with tempfile.TemporaryDirectory(dir=args.directory) as d:
-            ns: int = _run(catch_up(Path(d), args.entries))  # type: ignore[assignment]
-            print(f"{f'catch-up of {args.entries:,} entries':44} {args.entries / ns * 1e9:9,.0f} entries/s")
+        uvloop.run(_standby(Path(sys.argv[1]), sys.argv[2]))
     except BatonError as e:
         sys.exit(str(e))
-
-
-if __name__ == "__main__":
-    main()

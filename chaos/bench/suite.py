@@ -86,7 +86,7 @@ def _alone(work: Coroutine[Any, Any, Any]) -> Any:
 
 def _protection(where: Path, orders: int) -> Iterator[Row]:
     a = alternatives
-    took = _alone(replication.latency(_new(where), orders))
+    took, _ = _alone(protected.measure(_new(where), orders, with_gate=False))
     yield Row("append, durable here and on a standby", took, beside=(a.GRPC, a.REDIS_WAIT, a.ETCD))
     took, _ = _alone(protected.measure(_new(where), orders))
     beside: tuple[str, ...] = (a.GRPC, a.GATE, a.REDIS_WAIT, a.ETCD)
