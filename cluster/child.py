@@ -70,6 +70,7 @@ class WorkerProcess:
         self._pidfd = os.pidfd_open(self.pid)
         self._loop.add_reader(self._pidfd, self._exited)
         self._link = link.Link(ours, on_message, self._hung_up)
+        self._link.start()
 
     @property
     def alive(self) -> bool:

@@ -537,6 +537,7 @@ class Keeper:
             "role": type(self.election.role).__name__.lower(),
             "etcd_cluster_id": self._cluster_id,
             "etcd_revision": view.revision if view else 0,
+            "etcd_silent_s": (now - self.etcd.answered_at) / NS_PER_S,
             "keeper_pid": os.getpid(),
             "seen_at": unix_ns(),
             **cluster_picture(
@@ -564,7 +565,7 @@ def main() -> None:
 
     try:
         spec = KeeperSpec.load(Path(sys.argv[1]).read_text())
-        configure_logging(spec.log_level)
+        configure_logging(spec.log_level, spec.log_format)
         structlog.contextvars.bind_contextvars(node=spec.node, process="keeper")
         home = Home.open(Path(spec.data_dir))
     except (BatonError, OSError, ValueError, TypeError, IndexError) as e:

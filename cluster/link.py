@@ -223,7 +223,8 @@ def decode(data: bytes) -> Message:
 
 
 class Link:
-    """One end, on the running loop. `on_message` is called for each message, `on_closed` once at the end.
+    """One end, on the running loop. From `start` on, `on_message` is called for each message, and `on_closed` once at
+    the end; what came before waits. Sending works at once.
 
     What `on_message` raises ends in the loop's exception handler, where nobody acts on it: it must not raise."""
 
@@ -237,7 +238,10 @@ class Link:
         self._on_closed = on_closed
         self._queue: deque[bytes] = deque()
         self._closed = False
-        self._loop.add_reader(sock.fileno(), self._readable)
+
+    def start(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def send(self, message: Message) -> None:
         """Never blocks. After the peer is gone, or has not read QUEUE_MAX messages, the message is dropped."""

@@ -24,7 +24,9 @@ class _Stderr:
 def configure_logging(level: str = "info", fmt: str = "json") -> None:
     """level: a name of the logging module. fmt: "json" or "console"."""
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if fmt == "console" else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if fmt == "console"
+        else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[

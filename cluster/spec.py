@@ -22,6 +22,7 @@ class KeeperSpec:
     never_lead: bool = False
     version: str = ""
     log_level: str = "info"
+    log_format: str = "json"
 
     @classmethod
     def load(cls, text: str) -> KeeperSpec:

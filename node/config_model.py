@@ -355,7 +355,7 @@ class StrategyConfig(Section):
 
 class LogConfig(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["console", "json"] = "console"
+    format: Literal["console", "json"] = "json"
 
 
 class Config(BaseSettings):

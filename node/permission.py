@@ -29,6 +29,9 @@ class Permission:
 class Conditions:
     """What trading rests on. The worker keeps one and changes it as things happen; every default is "no".
 
+    gate_closed and venue_down are the leader's, of its term. gate_unreachable and venue_unreachable are what every node
+    finds by asking now and then: for people, and for choosing who should lead.
+
     standing: "standby", "taking over", "leading" or "handing over".
     """
 
@@ -41,6 +44,17 @@ class Conditions:
     feed_reason: str = ""
     unprotected: str = ""  # not empty: too few standbys, and the policy says halt
     strategy_failed: str = ""
+    gate_unreachable: str = "not connected yet"
+    venue_unreachable: str = "not connected yet"
+
+    @property
+    def gate(self) -> str:
+        """What is wrong with the gate, as far as this node can tell; empty: nothing."""
+        return self.gate_unreachable if self.standing == "standby" else self.gate_closed
+
+    @property
+    def venue(self) -> str:
+        return self.venue_unreachable if self.standing == "standby" else self.venue_down
 
 
 def judge(c: Conditions) -> Permission:
@@ -50,9 +64,9 @@ def judge(c: Conditions) -> Permission:
     if not c.permit_live:
         return Permission(Level.BLOCKED, "no permit: the lease is not confirmed")
     if c.gate_closed:
-        return Permission(Level.BLOCKED, f"gate: {c.gate_closed}")
+        return Permission(Level.BLOCKED, f"gate: {c.gate_closed.removeprefix('gate: ')}")
     if c.venue_down:
-        return Permission(Level.BLOCKED, f"venue: {c.venue_down}")
+        return Permission(Level.BLOCKED, f"venue: {c.venue_down.removeprefix('venue: ')}")
     if c.clock_unknown:
         return Permission(Level.BLOCKED, "venue: its clock is not known")
     if c.unprotected:

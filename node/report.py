@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +23,9 @@ from node.strategy import OrderState
 from node.version import VERSION
 
 SWITCHOVER_ANSWER_S = 5.0
+UNRESOLVED_AFTER_NS = NS_PER_S
+"""Every order is unresolved while it is on its way. What people want to see is one that stays so."""
+DECLINED_MANY = 20
 
 
 class Report:
@@ -58,7 +62,9 @@ class Report:
         said = {
             "at": unix_ns(),
             "role": "leader" if leader else "standby",
-            "ready": parts.conditions.feed is FeedState.LIVE and parts.venue.connected,
+            "ready": parts.conditions.feed is FeedState.LIVE
+            and not parts.conditions.gate
+            and not parts.conditions.venue,
             "permission": permission.level.value,
             "permission_reason": permission.reason,
             "term": book.term,
@@ -73,7 +79,7 @@ class Report:
             "digest_index": digest[0] if digest else 0,
             "positions": book.positions(),
             "open_orders": sum(1 for o in book.live_orders() if o.state is OrderState.OPEN),
-            "unresolved": len(book.unresolved()),
+            "unresolved": sum(unix_ns() - o.at > UNRESOLVED_AFTER_NS for o in book.unresolved()),
             "last_order_at": recent[-1] if recent else None,
             "double_order_class": parts.venue.capabilities.double_order_class.value,
         }
@@ -106,13 +112,14 @@ class Report:
             "pid": os.getpid(),
             "permit_left_s": (permit.act_until - boottime_ns()) / NS_PER_S if permit.token else None,
             "gate": {
-                "state": conditions.gate_closed or "armed" if trader else "not leading",
+                "state": conditions.gate or ("armed" if trader else "reachable"),
+                "why": conditions.gate,
                 "armed_token": trader.term if trader and not conditions.gate_closed else None,
             },
             "venue": {
                 "connected": venue.connected,
                 "class": venue.capabilities.double_order_class.value,
-                "why": conditions.venue_down if trader else "",
+                "why": conditions.venue,
             },
             "feed": {
                 "state": health.state.value,
@@ -142,8 +149,20 @@ class Report:
             "counts": asdict(parts.book.counts),
             "mismatches": [m.text for m in parts.book.mismatches] + list(trader.mismatches if trader else ()),
             "latency_s": parts.telemetry.latency_s(),
-            "warnings": [*parts.warnings, *(trader.gate_warnings if trader else ())],
+            "warnings": [*parts.warnings, *self._trader_warnings()],
         }
+
+    def _trader_warnings(self) -> Iterator[str]:
+        trader = self._leading.trader
+        if trader is None:
+            return
+        yield from trader.gate_warnings
+        last = trader.last_declined
+        if last is not None and last.code != "blocked" and trader.declined_in_a_row >= DECLINED_MANY:
+            yield (
+                f"The last {trader.declined_in_a_row} orders that the strategy wanted were declined; the latest: "
+                f"{last.code}: {last.reason}."
+            )
 
     def positions(self) -> list[dict[str, Any]]:
         out = []

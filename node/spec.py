@@ -40,6 +40,7 @@ def keeper_spec(config: Config, config_file: Path) -> KeeperSpec:
         never_lead=config.node.never_lead,
         version=VERSION,
         log_level=config.log.level,
+        log_format=config.log.format,
     )
 
 

@@ -28,9 +28,10 @@ from cluster.core.log import Entry
 from cluster.journal import JournalBusy
 from cluster.permit import PermitPage
 from node import orders
+from node.arming import GateArming
 from node.book import Book
 from node.codec import Fact, Reconciled
-from node.gate import Gate, GateClaimer, GateUnavailable, GateUnsuitable, Verdict
+from node.gate import Gate, GateClaimer, Verdict
 from node.orders import Declined, Finished, LookUp, OrderDesk, Send, SendCancel, StepDown
 from node.permission import Conditions, Level, Permission, judge
 from node.reconcile import Findings, Reconciler, VenueSnapshot
@@ -53,12 +54,12 @@ from node.venues.base import SubmitTicket, Unavailable, Venue
 
 TICK_S = 0.05
 ARM_RETRY_S = 0.1
-HALT_LOOK_S = 1.0
 ARM_WAIT_S = 0.25
 """How long a takeover waits for a gate or venue that does not answer, before it goes on without (blocked)."""
 SETTLE_WAIT_S = 0.5
 STREAM_WAIT_S = 0.5
 RECONCILED_AT_LEAST_EVERY_S = 60.0
+DECLINE_TOLD_EVERY_S = 60.0
 RECONCILE_OVERLAP = 256
 """How many events before the book's resume point are asked for again. That point is the highest place a journaled fact
 came from; should one below it have come late, and its leader died first, no stream would tell it any more."""
@@ -106,10 +107,11 @@ class Trader:
         self.permission = judge(conditions)
         self.mismatches: tuple[str, ...] = ()
         self.declined: dict[str, int] = {}
-        self.gate_warnings: list[str] = []
+        self.declined_in_a_row = 0
+        self.last_declined: Declined | None = None
+        self._decline_told: dict[str, int] = {}
         self._journal = append
         self._page = page
-        self._gate = gate
         self._claimer = GateClaimer(gate, term)
         self._venue = venue
         self._clock = clock
@@ -120,8 +122,7 @@ class Trader:
         self._on_permission = on_permission
         self._first_order_told = False
         self._stopped = False
-        self._gate_lost = asyncio.Event()
-        self._gate_once = asyncio.Event()  # the first try to arm has ended, well or not
+        self._arming = GateArming(gate, term, conditions, review=self.review, on_stale=self._gate_is_stale)
         self._venue_once = asyncio.Event()
         self._settling = asyncio.Event()
         self._stream_up = asyncio.Event()
@@ -147,11 +148,11 @@ class Trader:
         not be armed leaves trading blocked, and is tried again."""
         begun = boottime_ns()
         self._spawn(self._claimer.run())
-        self._spawn(self._keep_gate_armed())
+        self._spawn(self._arming.run())
         self._spawn(self._keep_venue())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ARM_WAIT_S):
-                await self._gate_once.wait()
+                await self._arming.once.wait()
                 await self._venue_once.wait()
         return (boottime_ns() - begun) / NS_PER_S
 
@@ -199,8 +200,16 @@ class Trader:
         self._stopped = True
         for task in self._tasks:
             task.cancel()
-        for waited_for in (self._gate_once, self._venue_once, self._progress):
+        for waited_for in (self._arming.once, self._venue_once, self._progress):
             waited_for.set()
+
+    @property
+    def gate_warnings(self) -> list[str]:
+        return self._arming.warnings
+
+    def _gate_is_stale(self, why: str) -> None:
+        self._telemetry.fence_refused("gate")
+        self._step_down(f"gate: {why}")
 
     @property
     def stopped(self) -> bool:
@@ -235,13 +244,14 @@ class Trader:
                 else:
                     self._place(decision_id, wish, received_at, now)
             except JournalBusy:
-                self._decline("journal_busy")  # nothing was appended: it may wish for it again
+                # Nothing was appended: it may wish for it again.
+                self._decline(Declined("journal_busy", "the journal has no room; is the disk slow?"))
             except Exception as e:  # noqa: BLE001 - see _failed
                 self._failed(e)
 
     def _place(self, decision_id: str, wish: Place, received_at: int, now: Instant) -> None:
         if self.permission.level is Level.BLOCKED:
-            self._decline("blocked")
+            self._decline(Declined("blocked", self.permission.reason))
             return
         unix_now = unix_ns()
         made, actions = self.desk.place(
@@ -255,15 +265,23 @@ class Trader:
             unix_now=unix_now,
         )
         if isinstance(made, Declined):
-            self._decline(made.code)
+            self._decline(made)
             return
+        self.declined_in_a_row = 0
         if received_at:
             self._telemetry.stage("decided", now - received_at)
         self._decide(lambda: actions)
 
-    def _decline(self, code: str) -> None:
+    def _decline(self, why: Declined) -> None:
+        code, now = why.code, boottime_ns()
         self.declined[code] = self.declined.get(code, 0) + 1
+        self.declined_in_a_row += 1
+        self.last_declined = why
         self._telemetry.order_declined(code)
+        # A strategy may wish for the same a hundred times a second; one line says it.
+        if now - self._decline_told.get(code, 0) > DECLINE_TOLD_EVERY_S * NS_PER_S:
+            self._decline_told[code] = now
+            log.warning("order_declined", term=self.term, code=code, reason=why.reason, times=self.declined[code])
 
     def applied(self, entry: Entry, fact: Fact) -> None:
         """`entry` is committed and in the book."""
@@ -330,16 +348,16 @@ class Trader:
         error = claim.exception()
         if error is not None:
             refusal = Refused("unavailable", str(error))
-            self._close_gate(str(error))
+            self._arming.lost(str(error))
         else:
             result = claim.result()
             if not result.ok:
                 refusal = Refused(result.verdict.value, f"{result.detail} (high-water {result.high_water})".strip())
                 self._telemetry.fence_refused("gate")
                 if result.verdict is Verdict.UNARMED:
-                    self._close_gate("it lost its state; re-arming")
+                    self._arming.lost("it lost its state; re-arming")
                 elif result.verdict is Verdict.HALTED:
-                    self._close_gate(f"halted: {result.detail}")
+                    self._arming.lost(f"halted: {result.detail}")
         self._decide(lambda: self.desk.claimed(index, refusal, boottime_ns()))
 
     def _send(self, send: Send) -> None:
@@ -426,50 +444,6 @@ class Trader:
                 self.desk.bound_unknown(latest)
             self._decide(lambda: self.desk.tick(boottime_ns()))
             self.review()
-
-    def _close_gate(self, why: str) -> None:
-        self._gate_is(why)
-        self._gate_lost.set()
-
-    def _gate_is(self, closed: str) -> None:
-        self.conditions.gate_closed = closed
-        self.review()
-
-    def _report_gate(self, warnings: list[str]) -> None:
-        if warnings and not self.gate_warnings:
-            log.warning("gate_warnings", warnings=warnings)
-        self.gate_warnings = warnings
-
-    async def _keep_gate_armed(self) -> None:
-        """Arm; arm again whenever a claim shows that the gate has forgotten us, is halted, or cannot be reached."""
-        first = True  # the worker has connected it long before: at a takeover, arm at once
-        while True:
-            halted: str | None = None
-            try:
-                if not first:
-                    self._report_gate(await self._gate.connect())  # it may be another Redis by now
-                await self._gate.arm(self.term)
-                if not first:
-                    halted = (await self._gate.state()).halted
-            except StaleTerm as e:
-                self._telemetry.fence_refused("gate")
-                self._step_down(f"gate: {e}")
-                return
-            except (GateUnavailable, GateUnsuitable) as e:
-                first = False
-                self._gate_is(str(e))
-                self._gate_once.set()
-                await asyncio.sleep(ARM_RETRY_S)
-                continue
-            first = False
-            if halted is not None:
-                self._gate_is(f"halted: {halted}")
-                await asyncio.sleep(HALT_LOOK_S)
-                continue
-            self._gate_lost.clear()
-            self._gate_is("")
-            self._gate_once.set()
-            await self._gate_lost.wait()
 
     async def _keep_venue(self) -> None:
         """Arm the venue, then follow its private stream for as long as the term lasts."""

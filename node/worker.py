@@ -71,7 +71,7 @@ BEAT_S = 0.02
 STANDBY_BEAT_S = 0.05
 HEARTBEAT_S = 0.1  # of replication; at least five of them in the silence that drops a follower
 PUBLISH_S = 1.0
-VENUE_CLOCK_S = 1.0
+LOOK_S = 1.0
 FEED_CHECK_S = 0.2
 SNAPSHOT_CHECK_S = 1.0
 DIGEST_EVERY = 256
@@ -100,11 +100,11 @@ class Worker:
         gc.collect()
         gc.freeze()
         try:
+            await self.parts.server.start(self.config.node.grpc_listen)
             async with asyncio.TaskGroup() as self._tasks:
-                await self.parts.server.start(self.config.node.grpc_listen)
                 for work, name in (
                     (self._beat(), "beat"),
-                    (self._connect_gate(), "gate"),
+                    (self._watch_gate(), "gate"),
                     (self._connect_venue(), "venue"),
                     (self._sample_venue_clock(), "venue-clock"),
                     (self._consume_feed(), "feed"),
@@ -116,6 +116,7 @@ class Worker:
                 ):
                     self._spawn(work, name)
                 self.parts.host.start()
+                self.parts.link.start()  # from here on the keeper is heard: all that obeys it stands
                 self._say_hello()
                 await self._over
                 for task in self._running:
@@ -454,15 +455,24 @@ class Worker:
             self.leading.review()
             self._publish()
 
-    async def _connect_gate(self) -> None:
-        """Long before it is needed, so that a takeover only has to arm it."""
+    async def _watch_gate(self) -> None:
+        """Connect long before it is needed, so that a takeover only has to arm it; then see that it still answers. A
+        leader that places nothing would not notice otherwise, and a standby would take over into nothing."""
+        gate, conditions = self.parts.gate, self.parts.conditions
+        checked = False
         while True:
             try:
-                self.parts.warnings += await self.parts.gate.connect()
-                return
+                if not checked:
+                    self.parts.warnings += await gate.connect()
+                    checked = True
+                await gate.state()
             except (GateUnavailable, GateUnsuitable) as e:
-                log.warning("gate_not_connected", reason=str(e))
-                await asyncio.sleep(1.0)
+                if not conditions.gate_unreachable:
+                    log.warning("gate_unreachable", reason=str(e))
+                conditions.gate_unreachable = str(e)
+            else:
+                conditions.gate_unreachable = ""
+            await asyncio.sleep(LOOK_S)
 
     async def _connect_venue(self) -> None:
         while True:
@@ -474,12 +484,19 @@ class Worker:
                 await asyncio.sleep(0.5)
 
     async def _sample_venue_clock(self) -> None:
-        venue, clock = self.parts.venue, self.parts.clock
+        """And see that the venue still answers."""
+        venue, clock, conditions = self.parts.venue, self.parts.clock, self.parts.conditions
         while True:
             if venue.connected:
-                with contextlib.suppress(Unreachable, OutcomeUnknown):
+                try:
                     clock.note(await venue.server_time())
-            await asyncio.sleep(VENUE_CLOCK_S if clock.latest() is not None else 0.05)
+                except (Unreachable, OutcomeUnknown) as e:
+                    conditions.venue_unreachable = str(e)
+                else:
+                    conditions.venue_unreachable = ""
+            else:
+                conditions.venue_unreachable = "not connected"
+            await asyncio.sleep(LOOK_S if clock.latest() is not None else 0.05)
 
     # -- telling -------------------------------------------------------------------------------------------
 

@@ -111,6 +111,7 @@ class EtcdClient:
         if call_timeout_s <= 0 or connect_timeout_s <= 0:
             raise ConfigError(f"etcd timeouts must be > 0: call {call_timeout_s:g} s, connect {connect_timeout_s:g} s")
         self.call_timeout_s = call_timeout_s
+        self.answered_at = boottime_ns()  # when a call last had an answer; at first: now
         self._connect_timeout_s = connect_timeout_s
         self._user, self._password = user, password
         self._rng = rng or random.Random()
@@ -359,6 +360,7 @@ class EtcdClient:
             error = OutcomeUnknown("the etcd client was closed during the call")
         else:
             if self._guard.check(reply.header, ep.address, term):
+                self.answered_at = boottime_ns()
                 return reply
             why = f"it is behind: raft term {reply.header.raft_term}, others had {term}"
             self._channels.put_aside(ep, why)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from node.status.summary import Cluster, as_dict, as_int, as_text, permission
+from node.status.summary import ETCD_FRESH_S, Cluster, as_dict, as_int, as_text, permission
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,13 @@ def readiness(c: Cluster, detail: dict[str, Any]) -> Iterator[tuple[str, Verdict
     state = as_text(c.own.get("feed_state")) or "unknown"
     reason = as_text(as_dict(detail.get("feed")).get("reason"))
     yield "feed", Verdict(state == "live", f"{state}: {reason}" if reason else state)
+    for part in ("gate", "venue"):
+        told = as_dict(detail.get(part))
+        why = as_text(told.get("why"))
+        yield part, Verdict(bool(told) and not why, why or ("in order" if told else "not known"))
+    if c.etcd_silent_s is not None:
+        silent = c.etcd_silent_s
+        yield "etcd", Verdict(silent <= ETCD_FRESH_S, f"answered {silent:.1f} s ago")
     strategy = as_dict(detail.get("strategy"))
     failed = as_text(strategy.get("failed"))
     yield "strategy", Verdict(bool(strategy) and not failed, failed or ("running" if strategy else "not known"))

@@ -26,6 +26,8 @@ PICTURE_FRESH_S = 3.0
 
 WORD_FRESH_S = 3.0
 """A node publishes itself every second. Three missed ones are a silence."""
+ETCD_FRESH_S = 3.0
+"""A keeper asks etcd several times a second."""
 
 FIRST_START = "first start"
 
@@ -148,6 +150,7 @@ class Cluster:
     name: str
     age_s: float | None
     fresh: bool
+    etcd_silent_s: float | None  # since etcd last answered our keeper; None: it does not say
     role: str
     holder: Holder | None
     insync: Mapping[str, Any]
@@ -222,6 +225,7 @@ def read(
         name=as_text(picture.get("cluster")) or cluster,
         age_s=age_s,
         fresh=fresh,
+        etcd_silent_s=as_number(picture.get("etcd_silent_s")),
         role=(as_text(picture.get("role")) or "unknown") if fresh else "unknown",
         holder=holder,
         insync=as_dict(picture.get("insync")),
@@ -321,8 +325,13 @@ def warnings(c: Cluster, rows: Iterable[Mapping[str, Any]], detail: Mapping[str,
         out.append(f"The keeper of {c.me or 'this node'} has not said anything yet: nothing is known of the cluster.")
     elif not c.fresh:
         out.append(f"The keeper of {c.me} has been silent for {c.age_s:.1f} s: what stands here is that old.")
-    elif c.holder is not None:
-        out += _doubts_about_leader(c, c.holder)
+    else:
+        if c.etcd_silent_s is not None and c.etcd_silent_s > ETCD_FRESH_S:
+            out.append(
+                f"etcd has not answered the keeper of {c.me} for {c.etcd_silent_s:.0f} s: see its log, and doctor."
+            )
+        if c.holder is not None:
+            out += _doubts_about_leader(c, c.holder)
     out += _digests_differ(rows)
     mismatches = detail.get("mismatches")
     for text in mismatches if isinstance(mismatches, list | tuple) else ():
@@ -381,6 +390,7 @@ def document(
             "gate": as_dict(detail.get("gate")) or None,
             "feed": as_dict(detail.get("feed")) or None,
             "strategy": as_dict(detail.get("strategy")) or None,
+            "declined": as_dict(detail.get("declined")),
             "warnings": warnings(c, rows, detail),
         }
     )

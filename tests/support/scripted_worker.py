@@ -89,6 +89,7 @@ class Scripted:
         threading.Thread(target=self._act, daemon=True).start()
         sock = socket.socket(fileno=int(os.environ["BATON_LINK_FD"]))
         self.link = link.Link(sock, self._on_message, self._end)
+        self.link.start()
         self._take_orders()
         if "slow-hello" in self.behaviours:
             await asyncio.sleep(float(self.behaviours["slow-hello"]))

@@ -24,6 +24,7 @@ class End:
         self.heard: list[Message] = []
         self.closed = 0
         self.link = Link(sock, self.heard.append, self._on_closed)
+        self.link.start()
 
     def _on_closed(self) -> None:
         self.closed += 1
@@ -146,6 +147,7 @@ async def test_handler_that_closes_the_channel_hears_nothing_more() -> None:
         worker.close()
 
     keeper, worker = End(a), Link(b, on_message, lambda: None)
+    worker.start()
     keeper.link.send(link.Exit("1"))
     keeper.link.send(link.Exit("2"))
     await eventually(lambda: keeper.closed == 1, "the end")

@@ -19,6 +19,7 @@ from cluster.core.ids import Instant, Term
 from cluster.core.log import Entry
 from cluster.core.role import ExecutionPermit
 from cluster.permit import PermitPage
+from node import arming
 from node import trader as trader_module
 from node.book import Book
 from node.codec import CancelRequested, Fact, Fill, Outcome, Reconciled, TermStarted
@@ -461,16 +462,54 @@ async def test_plain_venue_is_sent_no_expiry(rig: Rig) -> None:
 async def test_gate_that_is_away_at_the_takeover_blocks_until_it_is_armed(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trader_module, "ARM_RETRY_S", 0.01)
+    monkeypatch.setattr(arming, "RETRY_S", 0.01)
     rig.gate_server.up = False
     await rig.lead()
-    assert rig.trader.permission == Permission(Level.BLOCKED, "gate: gate: the fake is down")
+    assert rig.trader.permission == Permission(Level.BLOCKED, "gate: the fake is down")
     rig.wish()
     assert rig.trader.declined == {"blocked": 1}
     rig.gate_server.up = True
     await rig.level(Level.ALLOWED)
     rig.wish()
     assert await rig.outcome() == ("ACCEPTED", "")
+
+
+@pytest.mark.parametrize("trouble", ["down", "flushed", "halted"])
+async def test_gate_that_is_lost_while_nobody_orders_blocks_all_the_same(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """A quiet leader would look armed for as long as its strategy wants nothing."""
+    for look in ("RETRY_S", "HALT_LOOK_S", "LOOK_S"):
+        monkeypatch.setattr(arming, look, 0.01)
+    await rig.lead()
+    if trouble == "down":
+        rig.gate_server.up = False
+        await rig.level(Level.BLOCKED, "gate: the fake is down")
+        rig.gate_server.up = True
+    elif trouble == "flushed":
+        rig.gate_server.flush()
+        await eventually(lambda: Level.BLOCKED in [p.level for p in rig.permissions], "it is noticed")
+    else:
+        await rig.gate.halt("fat finger")
+        await rig.level(Level.BLOCKED, "gate: halted: fat finger")
+        await rig.gate.unhalt()
+    await rig.level(Level.ALLOWED)
+    rig.wish()
+    assert await rig.outcome() == ("ACCEPTED", "")
+
+
+async def test_orders_that_are_declined_are_told_with_value_and_limit(
+    rig: Rig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await rig.lead()
+    for n in range(25):
+        rig.wish(buy(10**6), decision=f"too-much-{n}")
+    assert rig.trader.declined_in_a_row == 25
+    last = rig.trader.last_declined
+    assert last is not None and last.code == "max_order_qty" and "1000000" in last.reason
+    assert capsys.readouterr().out.count("order_declined") == 1  # once a minute, not once an order
+    rig.wish()
+    assert rig.trader.declined_in_a_row == 0
 
 
 @pytest.mark.parametrize("how", ["flushed", "restarted"])
@@ -498,7 +537,7 @@ async def test_claim_without_an_answer_is_no_claim(rig: Rig) -> None:
 
 
 async def test_halted_gate_blocks_by_name_until_the_halt_is_lifted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trader_module, "HALT_LOOK_S", 0.01)
+    monkeypatch.setattr(arming, "HALT_LOOK_S", 0.01)
     await rig.lead()
     await rig.gate.halt("fat finger")
     rig.wish()
@@ -521,7 +560,7 @@ async def test_deposed_at_the_gate_ends_the_term_with_nothing_sent(rig: Rig) -> 
 async def test_gate_that_is_lost_and_found_armed_by_another_ends_the_term(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trader_module, "ARM_RETRY_S", 0.01)
+    monkeypatch.setattr(arming, "RETRY_S", 0.01)
     await rig.lead()
     rig.gate_server.up = False
     rig.wish()

@@ -121,7 +121,7 @@ function render() {
   ]);
   fill("positions", doc.positions, [
     ["Symbol", p => p.symbol], ["Quantity", p => p.qty, "num"], ["Lots", p => count(p.lots), "num"],
-    ["Last price", p => p.last_price, "num"], ["Fills", p => Array.isArray(p.fills) ? p.fills.length : count(p.fills), "num"],
+    ["Last price", p => p.last_price, "num"],
   ]);
   el("no-positions").hidden = doc.positions.length > 0;
   showFailover(doc.last_failover);

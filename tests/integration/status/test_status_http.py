@@ -96,6 +96,8 @@ async def test_readyz_lists_its_checks_when_asked(serve: Serve):
             "role": True,
             "in-sync": True,
             "feed": False,
+            "gate": True,
+            "venue": True,
             "strategy": True,
         }
 

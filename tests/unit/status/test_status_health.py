@@ -167,5 +167,21 @@ def test_readiness_names_a_strategy_that_failed_or_is_not_known():
     fake = FakeStatus("n2")
     c = summary.read(fake.picture(), fake.published(), {}, me="n2")
     for strategy in ({"failed": "on_market raised KeyError"}, {}):
-        failed = [name for name, v in health.readiness(c, {"strategy": strategy}) if not v.ok]
+        failed = [name for name, v in health.readiness(c, fake.detail() | {"strategy": strategy}) if not v.ok]
         assert failed == ["strategy"]
+
+
+@pytest.mark.parametrize("part", ["gate", "venue"])
+def test_readiness_names_a_gate_or_venue_that_does_not_answer_or_is_not_known(part: str):
+    fake = FakeStatus("n2")
+    c = summary.read(fake.picture(), fake.published(), {}, me="n2")
+    for told in ({"why": "no answer within 0.25 s"}, {}):
+        failed = {name: v.why for name, v in health.readiness(c, fake.detail() | {part: told}) if not v.ok}
+        assert failed == {part: told.get("why", "not known")}
+
+
+def test_readiness_names_an_etcd_that_is_silent():
+    fake = FakeStatus("n2")
+    c = summary.read(fake.picture() | {"etcd_silent_s": 12.3}, fake.published(), {}, me="n2")
+    assert [name for name, v in health.readiness(c, fake.detail()) if not v.ok] == ["etcd"]
+    assert summary.warnings(c, [], {})[0].startswith("etcd has not answered the keeper of n2 for 12 s")

@@ -45,6 +45,7 @@ def test_healthy_cluster_seen_from_a_standby_has_every_key_of_the_schema():
         "gate",
         "feed",
         "strategy",
+        "declined",
         "warnings",
     ]
     assert d["schema"] == 1 and d["cluster"] == "alpha" and d["node"] == "n2" and d["at"] == "2026-11-18T11:06:40.000Z"
