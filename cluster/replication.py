@@ -272,7 +272,7 @@ class ReplicationServer(rpc.ReplicationServicer):
                 port = server.add_insecure_port(listen)
         except RuntimeError as e:
             raise ConfigError(
-                f"replication cannot listen on {listen!r} ({e}); correct node.grpc_listen, or end who has the port"
+                f"node.grpc_listen = {listen}: {wire.why_no_port(listen)}; correct it, or find who has it (ss -ltnp)"
             ) from e
         await server.start()
         self._server = server

@@ -5,6 +5,7 @@ Read next: `replication.py` (the leader's end), `follower.py` (the other one).
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,18 @@ def positions(message: Sequence[pb.Position]) -> list[Position]:
 
 
 # -- connections --------------------------------------------------------------------------------------------
+
+
+def why_no_port(listen: str) -> str:
+    """What the system says to `listen` (host:port), which gRPC would not repeat."""
+    host, _, port = listen.rpartition(":")
+    try:
+        with socket.create_server(
+            (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ):
+            return "it was taken a moment ago"
+    except (OSError, ValueError, OverflowError) as e:
+        return (e.strerror if isinstance(e, OSError) else None) or str(e)
 
 
 def channel_options(settings: WireSettings) -> list[tuple[str, int | str]]:

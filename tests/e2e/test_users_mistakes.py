@@ -247,19 +247,21 @@ def test_second_node_in_one_data_directory_is_refused(small: Drill) -> None:
     assert small.healthy()
 
 
-def test_node_whose_port_is_taken_says_so_and_trades_as_soon_as_it_is_free(small: Drill) -> None:
+@pytest.mark.parametrize(("which", "option"), [(0, "grpc_listen"), (1, "http_listen")])
+def test_node_whose_port_is_taken_says_so_and_trades_as_soon_as_it_is_free(
+    small: Drill, which: int, option: str
+) -> None:
     leader, token = small.healthy()
     standby = next(n for n in small.nodes if n != leader)
     with small.lost(standby):
-        port = small.cluster.port(standby, 1)
+        port = small.cluster.port(standby, which)
         taken = socket.create_server(("127.0.0.1", port))
     with closing(taken):
-        until(
-            "it says so", lambda: f"node.http_listen = 127.0.0.1:{port}: Address already in use" in small.log(standby)
-        )
+        until("it says so", lambda: f"node.{option} = 127.0.0.1:{port}: Address already in use" in small.log(standby))
         assert "find who has it" in small.log(standby)
         assert small.order_after(LIMIT_S)
     assert small.healthy() == (leader, token)
+    assert not small.bugs()
 
 
 def test_order_of_a_user_that_is_refused_has_its_own_exit_code(small: Drill) -> None:
