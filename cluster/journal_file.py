@@ -430,7 +430,8 @@ def set_aside(path: Path, now: datetime | None = None) -> Path:
         for side in SIDE_FILES:
             if (old := Path(f"{path}{side}")).exists():
                 old.rename(f"{target}{side}")
-        path.rename(target)
+        if path.exists():  # not when only its write-ahead log is left
+            path.rename(target)
         sync_directory(path.parent)
         return target
     finally:

@@ -7,6 +7,7 @@ with our own ttl, so that every wait still happens. Touches nothing; `keeper.py`
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ STRANGER = NodeId("?")
 VALUE_MAX = 32 * 1024
 """Bytes; ten times what Baton writes. What is longer was written by somebody else, and is unreadable."""
 T = TypeVar("T")
+_REQUEST_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ def _insync(v: dict[str, Any], raw: RawKey) -> InSync:
 
 def _switchover(v: dict[str, Any], raw: RawKey) -> SwitchoverRequest:
     target = NodeId(str(v["target"])) if v.get("target") else None
+    if not _REQUEST_ID.fullmatch(str(v["id"])):  # it becomes part of a key
+        raise ValueError(v["id"])
     return SwitchoverRequest(str(v["id"]), target, str(v.get("actor") or ""), int(v["at"]), raw.mod_revision)
 
 

@@ -157,7 +157,8 @@ class LeaderLog:
             raise InvariantViolation(f"entry {last.index + 1} of kind {kind}: a term starts with TermStarted, once")
         if len(body) > wire.BODY_BYTES_MAX:
             raise BatonError(f"an entry of {len(body)} bytes; at most {wire.BODY_BYTES_MAX} can be replicated")
-        if last.index - self.insync.commit >= self._settings.uncommitted_max:
+        # Without its TermStarted nothing that was inherited could ever be committed.
+        if last.index - self.insync.commit >= self._settings.uncommitted_max and kind != KIND_TERM_STARTED:
             raise JournalBusy(f"{last.index - self.insync.commit} entries wait to be committed, as many as may wait")
         entry = make_entry(last.index, last.chain, self.term, kind, at, body)
         self._journal.submit((entry,), self._on_durable)

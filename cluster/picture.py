@@ -55,7 +55,12 @@ def grpc_address(keys: k.Keys, raw: Mapping[str, k.RawKey], node: str) -> str:
     """Where `node` serves its journal; the leader's own key is fresher than its member's. Empty: not known."""
     leader = k.load(raw.get(keys.leader)) or {}
     member = k.load(raw.get(keys.member(node))) or {}
-    for told in (leader.get("grpc") if leader.get("node") == node else None, member.get("grpc")):
-        if isinstance(told, str) and 0 < len(told) <= ADDRESS_MAX:
-            return told
-    return ""
+    return (leader.get("node") == node and address_of(leader)) or address_of(member)
+
+
+def address_of(value: Mapping[str, Any]) -> str:
+    """`grpc` of a leader's or a member's value, if it can be one; else empty. Whoever may write to etcd may write what
+    no host:port is, and gRPC would raise for it."""
+    told = value.get("grpc")
+    fits = isinstance(told, str) and told.isascii() and told.isprintable() and 0 < len(told) <= ADDRESS_MAX
+    return str(told) if fits and ":" in str(told) else ""

@@ -41,6 +41,8 @@ log = structlog.get_logger()
 
 ANSWER_TTL_S = 60
 """How long the answer to an operator's request stays."""
+REQUEST_TTL_S = 5
+"""How long a request stays that nobody takes: about as long as somebody waits for its answer."""
 
 SETTLE_S = 0.1
 """What only informs waits so long after a change. A takeover is a burst of changes, and each put is a sync on every
@@ -234,10 +236,13 @@ class Registry:
         except BatonError as e:
             log.warning("not_forgotten", keys=len(names), reason=str(e))
 
-    async def ask_switchover(self, request_id: str, target: str | None, actor: str) -> None:
-        """Leave the request for whoever leads. Raises what EtcdClient.put raises."""
+    async def ask_switchover(self, request_id: str, target: str | None, actor: str) -> bool:
+        """Leave the request for whoever leads; False: another one waits. One that nobody takes goes away by itself.
+        Raises what EtcdClient.txn raises."""
         value = k.dump(id=request_id, target=target, actor=actor, at=unix_ns())
-        await self.etcd.put(self.keys.switchover, value, timeout_s=_SLOW_S)
+        lease = await self.etcd.lease_grant(REQUEST_TTL_S, timeout_s=_SLOW_S)
+        request = put(self.keys.switchover, value, lease=lease.id)
+        return (await self.etcd.txn([absent(self.keys.switchover)], [request], timeout_s=_SLOW_S)).succeeded
 
     async def answer_switchover(self, request_id: str, ok: bool, text: str) -> None:
         try:

@@ -69,10 +69,13 @@ class Requests:
             self._asked.clear()
         self._asked.add(asked.request_id)
         try:
-            await self._registry.ask_switchover(asked.request_id, asked.target, asked.actor)
+            left = await self._registry.ask_switchover(asked.request_id, asked.target, asked.actor)
+            refused = "" if left else "another request is under way; look at baton status, and ask again"
         except BatonError as e:
+            refused = f"etcd did not take the request: {e}"
+        if refused:
             self._asked.discard(asked.request_id)
-            self._tell(link.SwitchoverAnswer(asked.request_id, False, f"etcd did not take the request: {e}"))
+            self._tell(link.SwitchoverAnswer(asked.request_id, False, refused))
 
     async def answer(self, request_id: str, ok: bool, text: str) -> None:
         await asyncio.sleep(SETTLE_S)

@@ -79,9 +79,11 @@ def _call(method: str, url: str, path: str, body: bytes | None, timeout_s: float
 
 
 def _reason(answer: Any) -> str:
-    """`error` and `remedy`, as every node words its refusals."""
-    if not isinstance(answer, Mapping) or not answer.get("error"):
+    """`error` and `remedy`, as every node words its refusals; of a health route, `why`."""
+    if not isinstance(answer, Mapping):
         return ""
+    if not answer.get("error"):
+        return str(answer.get("why") or "")
     return f"{answer['error']}; {answer['remedy']}" if answer.get("remedy") else str(answer["error"])
 
 

@@ -68,12 +68,14 @@ class TermStarted(NamedTuple):
 
 
 class Intent(NamedTuple):
-    """feed_received_at: Unix ns at which the market event that led to it arrived; 0: no such event."""
+    """feed_received_at: Unix ns at which the market event that led to it arrived; 0: no such event. validity_ms: its
+    leader lets its order expire at most so long after the send; 0: not said."""
 
     decision_id: str
     spec: OrderSpec
     reason: str = ""
     feed_received_at: int = 0
+    validity_ms: int = 0
 
 
 class Outcome(NamedTuple):
@@ -197,6 +199,7 @@ def _put_intent(f: Intent) -> pb.Intent:
         price_ticks=s.price_ticks,
         reason=f.reason,
         feed_received_at=f.feed_received_at,
+        validity_ms=f.validity_ms,
     )
 
 
@@ -204,7 +207,7 @@ def _get_intent(body: bytes) -> Intent:
     m = pb.Intent.FromString(body)
     price = m.price_ticks if m.HasField("price_ticks") else None
     spec = OrderSpec(m.symbol, _SIDES[m.side], m.qty_lots, price, _TYPES[m.type], _TIFS[m.tif], m.post_only)
-    return Intent(m.decision_id, spec, m.reason, m.feed_received_at)
+    return Intent(m.decision_id, spec, m.reason, m.feed_received_at, m.validity_ms)
 
 
 def _put_outcome(f: Outcome) -> pb.Outcome:

@@ -344,6 +344,8 @@ class FeedConfig(Section):
     """Default: the adapter's own."""
     stale_after_s: Seconds = 2.0
     """No market message for so long: nothing new is decided."""
+    handover_after_s: SecondsOrOff = 3.0
+    """A leader without market data for so long hands over to a standby that has them; 0: never."""
 
 
 class StrategyConfig(Section):

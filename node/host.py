@@ -29,6 +29,7 @@ SHADOW_MAX = 10_000
 TIMERS_MAX = 1_000
 STATE_BYTES_MAX = 1 << 20
 DECISION_CHARS_MAX = 200
+REASON_CHARS_MAX = 500
 
 log = structlog.get_logger()
 
@@ -194,9 +195,11 @@ class StrategyHost:
             return None
         try:
             return call()
-        except Exception as e:  # user code may raise anything; it must not take the node down
-            self.failed = f"{what} raised {type(e).__name__}: {e}"
-            log.error("strategy_failed", strategy=self.path, callback=what, reason=str(e), exc_info=True)
+        except BaseException as e:
+            # User code may raise anything; it must not take the node down. Also SystemExit, and the CancelledError of a
+            # task whose result it asked for: a callback does not wait, so nobody can mean us with either.
+            self.failed = _fit(f"{what} raised {type(e).__name__}: {e}")
+            log.error("strategy_failed", strategy=self.path, callback=what, reason=self.failed, exc_info=True)
             self._on_failed(self.failed)
             return None
 
@@ -220,6 +223,11 @@ class StrategyHost:
             self._on_wishes(named, received_at)
 
 
+def _fit(text: str) -> str:
+    """To be published: short, and nothing that is not text."""
+    return text[:REASON_CHARS_MAX].encode("utf-8", "backslashreplace").decode()
+
+
 def _as_list(wishes: Iterable[Wish] | None) -> list[Wish]:
     """Runs a generator to its end, inside the guard. Raises TypeError or ValueError for what is not a wish: user code
     is found wrong here, where it is only the strategy that fails, and not in the journal."""
@@ -231,6 +239,8 @@ def _as_list(wishes: Iterable[Wish] | None) -> list[Wish]:
             case Place(OrderSpec() as spec, decision_id, reason):
                 name = decision_id or ""
                 _require_texts(w, name, reason)
+                if len(reason) > REASON_CHARS_MAX:
+                    raise ValueError(f"a reason of {len(reason)} characters; at most {REASON_CHARS_MAX}")
                 if type(spec.qty_lots) is not int or type(spec.price_ticks) not in (int, NoneType):
                     raise TypeError(f"{spec!r}: qty_lots and price_ticks are whole numbers (int) of lots and ticks")
                 if len(name) > DECISION_CHARS_MAX:

@@ -57,6 +57,7 @@ class Leading:
         self.log: LeaderLog | None = None
         self.trader: Trader | None = None
         self.permission = STANDBY
+        self.stepped_down: tuple[int, str] | None = None  # when we last asked to, and why
         self._parts = parts
         self._spawn, self._publish = spawn, publish
         self._take_over: asyncio.Task[None] | None = None
@@ -146,7 +147,6 @@ class Leading:
             rules=TradingRules(
                 order_tag=c.cluster.order_tag,
                 limits=c.risk_limits(),
-                ttl_s=c.lease.ttl_s,
                 validity_s=c.venue.order_validity_s,
                 reconcile_interval_s=c.venue.reconcile_interval_s,
                 deadman_ttl_s=c.venue.deadman_ttl_s,
@@ -176,6 +176,7 @@ class Leading:
         if self.log is None:
             return
         log.warning("asks_to_step_down", term=self.log.term, reason=reason)
+        self.stepped_down = (boottime_ns(), reason)
         if self.trader is not None:
             self.trader.stop()
         self._parts.link.send(link.StepDown(self.log.term, reason[:2000]))

@@ -49,6 +49,7 @@ from node.types import (
 )
 from node.venues.base import Absent, Capabilities, Found, LookupResult
 
+_NS_PER_MS = 1_000_000
 LOOKUP_RETRY_NS = NS_PER_S // 5
 LOOKUP_RETRY_MAX_NS = 5 * NS_PER_S
 CANCEL_RETRY_NS = NS_PER_S
@@ -136,12 +137,13 @@ class Declined:
 
 @dataclass(slots=True)
 class _Unsettled:
-    """An intent whose outcome is open. absent_after: venue time after which "not there" proves "cannot come";
-    None: on this venue, or for this order, time proves nothing."""
+    """An intent whose outcome is open. validity: ns that it may live after its send. absent_after: venue time after
+    which "not there" proves "cannot come"; None: on this venue, or for this order, time proves nothing."""
 
     client_order_id: ClientOrderId
     spec: OrderSpec
     term: int
+    validity: int
     absent_after: int | None
     next_try: int
     wait: int = LOOKUP_RETRY_NS
@@ -193,7 +195,6 @@ class OrderDesk:
 
     append: makes the fact the next entry and returns it, at once.
     validity: ns an intent may take to reach the venue; a later one is NOT_SENT, since the market has moved on.
-    ttl: ns of the lease, which no permit outlives.
     """
 
     def __init__(
@@ -205,7 +206,6 @@ class OrderDesk:
         limits: RiskLimits,
         capabilities: Capabilities,
         validity: int,
-        ttl: int,
         append: Callable[[Fact], Entry],
     ) -> None:
         self.term = term
@@ -214,7 +214,6 @@ class OrderDesk:
         self.limits = limits
         self.caps = capabilities
         self.validity = validity
-        self.ttl = ttl
         self._append = append
         self._unsettled: dict[int, _Unsettled] = {}
         self._pending = _Pending(book, self._unsettled)  # appended, not applied
@@ -252,7 +251,8 @@ class OrderDesk:
         )
         if refusal is not None:
             return Declined(refusal.code, refusal.reason), []
-        entry = self._append(Intent(decision_id, spec, reason, feed_received_at))
+        validity_ms = -(-self.validity // _NS_PER_MS)
+        entry = self._append(Intent(decision_id, spec, reason, feed_received_at, validity_ms))
         coid = client_order_id(self.tag, entry.term, entry.index)
         flight = Flight(entry.index, coid, decision_id, spec, entry.at, feed_received_at, decided_at=now)
         self._flights[entry.index] = flight
@@ -349,7 +349,7 @@ class OrderDesk:
                 self._outcomes.add(index)
                 absent_after = expires_at if self.caps.expiry else None
                 self._unsettled[index] = _Unsettled(
-                    flight.client_order_id, flight.spec, self.term, absent_after, now + LOOKUP_RETRY_NS
+                    flight.client_order_id, flight.spec, self.term, self.validity, absent_after, now + LOOKUP_RETRY_NS
                 )
         flight.answered_at = now
         del self._flights[index]
@@ -471,18 +471,21 @@ class OrderDesk:
     def take_over(self, now: Instant, venue_high: int | None) -> list[Action]:
         """Called once, after the venue is armed (or cannot be): look up what the last leaders left open.
 
-        An order of an earlier term expires, if its leader journaled no other time, by the end of that leader's permit:
-        at most one ttl from now, as when its process has only just died. venue_high: upper bound of the venue's clock
-        now; None: not known yet (`bound_unknown` follows).
+        An order of an earlier term was sent, if at all, before that leader's permit ended, which is before now; so it
+        expires at most one validity from now, by its own leader's setting, which its intent tells: ours says nothing of
+        that one. venue_high: upper bound of the venue's clock now; None: not known yet (`bound_unknown` follows).
         """
-        bound = venue_high + self.ttl if venue_high is not None and self.caps.expiry else None
         for order in self.book.unresolved():
             if order.filled_lots:  # placed, beyond doubt; what still rests of it the reconcile compares
                 self._outcome(order.index, Result.ACCEPTED, Evidence.FILL_HISTORY)
                 continue
-            known = order.outcome.expires_at if order.outcome and self.caps.expiry else 0
-            after = known or bound
-            self._unsettled[order.index] = _Unsettled(order.client_order_id, order.intent.spec, order.term, after, now)
+            validity = order.intent.validity_ms * _NS_PER_MS or self.validity
+            after = order.outcome.expires_at if order.outcome and self.caps.expiry else 0
+            if not after and venue_high is not None and self.caps.expiry:
+                after = venue_high + validity
+            self._unsettled[order.index] = _Unsettled(
+                order.client_order_id, order.intent.spec, order.term, validity, after or None, now
+            )
         return self.tick(now)
 
     @property
@@ -517,7 +520,7 @@ class OrderDesk:
         if self.caps.expiry:
             for u in self._unsettled.values():
                 if u.absent_after is None and u.term < self.term:
-                    u.absent_after = venue_high + self.ttl
+                    u.absent_after = venue_high + u.validity
 
     def looked_up(self, asked: LookUp, result: LookupResult, *, asked_at_venue: int | None, now: Instant) -> None:
         """asked_at_venue: lower bound of the venue's clock when the question left; None: not known."""

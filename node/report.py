@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+import structlog
+
 from cluster import link
 from cluster.clock import boottime_ns, unix_ns
 from cluster.core.ids import NS_PER_S
@@ -22,10 +24,13 @@ from node.parts import Parts
 from node.strategy import OrderState
 from node.version import VERSION
 
+log = structlog.get_logger()
+
 SWITCHOVER_ANSWER_S = 5.0
 UNRESOLVED_AFTER_NS = NS_PER_S
 """Every order is unresolved while it is on its way. What people want to see is one that stays so."""
 DECLINED_MANY = 20
+STEPPED_DOWN_SHOWN_S = 60.0
 
 
 class Report:
@@ -62,9 +67,7 @@ class Report:
         said = {
             "at": unix_ns(),
             "role": "leader" if leader else "standby",
-            "ready": parts.conditions.feed is FeedState.LIVE
-            and not parts.conditions.gate
-            and not parts.conditions.venue,
+            "ready": self._ready(),
             "permission": permission.level.value,
             "permission_reason": permission.reason,
             "term": book.term,
@@ -89,6 +92,11 @@ class Report:
                 durable[f.node] = max(durable.get(f.node, 0), f.durable)
             said["followers"] = durable
         return said
+
+    def _ready(self) -> bool:
+        """Could trade if it led; asked for when a successor is chosen."""
+        c = self._parts.conditions
+        return c.feed is FeedState.LIVE and not (c.gate or c.venue or c.strategy_failed)
 
     def _lag_s(self) -> float | None:
         """How old the latest entry is that we have, while the leader has committed more; None: we do not know."""
@@ -149,11 +157,15 @@ class Report:
             "counts": asdict(parts.book.counts),
             "mismatches": [m.text for m in parts.book.mismatches] + list(trader.mismatches if trader else ()),
             "latency_s": parts.telemetry.latency_s(),
-            "warnings": [*parts.warnings, *self._trader_warnings()],
+            "warnings": [*parts.warnings, *self._leading_warnings()],
         }
 
-    def _trader_warnings(self) -> Iterator[str]:
+    def _leading_warnings(self) -> Iterator[str]:
         trader = self._leading.trader
+        if (down := self._leading.stepped_down) is not None:
+            ago = (boottime_ns() - down[0]) / NS_PER_S
+            if ago < STEPPED_DOWN_SHOWN_S:
+                yield f"{self._parts.name} led, and stepped down {ago:.0f} s ago: {down[1]}."
         if trader is None:
             return
         yield from trader.gate_warnings
@@ -223,6 +235,18 @@ class Report:
             return False, f"no leader answered within {SWITCHOVER_ANSWER_S:g} s; is there one? See `baton status`"
         finally:
             self._asked.pop(request_id, None)
+
+    def hand_over(self, why: str) -> None:
+        """To whoever says that it could trade, if anybody does: this node leads, and cannot."""
+        picture = self._picture or {}
+        able = [
+            name
+            for name, m in picture.get("members", {}).items()
+            if name != self._parts.name and m.get("ready") and picture["insync"].get(name) == m.get("journal_id")
+        ]
+        if able:
+            log.warning("asks_to_hand_over", reason=why, able=able)
+            self._parts.link.send(link.AskSwitchover(uuid.uuid4().hex, None, f"{self._parts.name}: {why}"))
 
     def switchover_answered(self, answer: link.SwitchoverAnswer) -> None:
         asked = self._asked.pop(answer.request_id, None)

@@ -69,12 +69,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class TradingRules:
-    """ttl_s: of the lease. validity_s: how long an order may take from decision to venue, and its longest expiry; at
-    most ttl_s. deadman_ttl_s 0: off."""
+    """validity_s: how long an order may take from decision to venue, and its longest expiry. deadman_ttl_s 0: off."""
 
     order_tag: str
     limits: RiskLimits
-    ttl_s: float
     validity_s: float
     reconcile_interval_s: float
     deadman_ttl_s: float
@@ -136,7 +134,6 @@ class Trader:
             limits=rules.limits,
             capabilities=venue.capabilities,
             validity=round(rules.validity_s * NS_PER_S),
-            ttl=round(rules.ttl_s * NS_PER_S),
             append=self._append,
         )
         self._reconciler = Reconciler(book)

@@ -42,13 +42,14 @@ from cluster.core.errors import (
     Stop,
     Unreachable,
 )
-from cluster.core.ids import NS_PER_S, LogIndex, NodeId, Term
+from cluster.core.ids import NS_PER_S, LogIndex, NodeId, Term, ns
 from cluster.core.log import Entry
 from cluster.delivery import Delivery
 from cluster.follower import Follower
 from cluster.journal import Journal, Snapshot, set_aside
 from cluster.logs import configure_logging
 from cluster.permit import PermitPage
+from cluster.picture import address_of
 from cluster.replication import ReplicationServer
 from cluster.wire import Digests, TlsFiles, WireSettings
 from node.book import Book
@@ -88,6 +89,7 @@ class Worker:
         self._turn = asyncio.Lock()  # for what changes whom we follow; fair, so it goes in the order of the messages
         self._running: set[asyncio.Task[None]] = set()
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._standing: set[str] = set()  # names of the tasks that last as long as the process
         self._failed = False
         self._exiting = False
 
@@ -114,6 +116,7 @@ class Worker:
                     (self._take_snapshots(), "snapshots"),
                     (self.leading.keep_strategy_state(), "strategy-state"),
                 ):
+                    self._standing.add(name)
                     self._spawn(work, name)
                 self.parts.host.start()
                 self.parts.link.start()  # from here on the keeper is heard: all that obeys it stands
@@ -251,7 +254,10 @@ class Worker:
         """The group ends the process when a task fails, but only after all others have ended: until then we would go on
         trading, and the keeper would not know."""
         self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            if task.get_name() in self._standing and not self._over.done():  # nobody of ours does that
+                self._fail(InvariantViolation(f"the task {task.get_name()!r} was cancelled"))
+        elif (error := task.exception()) is not None:
             self._fail(error)
 
     async def _beat(self) -> None:
@@ -394,7 +400,7 @@ class Worker:
         self.report.see(picture)
         parts.server.nodes = {NodeId(n) for n in members} | {NodeId(parts.name)}
         parts.follower.set_peers(
-            {NodeId(n): m["grpc"] for n, m in members.items() if n != parts.name and m.get("grpc")}
+            {NodeId(n): at for n, m in members.items() if n != parts.name and (at := address_of(m))}
         )
         cluster_id = picture["etcd_cluster_id"]
         if cluster_id and parts.journal.etcd_cluster_id == 0:
@@ -443,8 +449,17 @@ class Worker:
             parts.host.market(event)
 
     async def _watch_feed(self) -> None:
+        lost_at: int | None = None
         while True:
             self._note_feed()
+            now, conditions = boottime_ns(), self.parts.conditions
+            if conditions.feed is FeedState.LIVE or conditions.standing != "leading":
+                lost_at = None
+            elif lost_at is None:
+                lost_at = now
+            elif 0 < ns(self.config.feed.handover_after_s) < now - lost_at:
+                lost_at = now  # asked once; should nobody take over, again after a while
+                self.report.hand_over(f"feed {conditions.feed.value}")
             await asyncio.sleep(FEED_CHECK_S)
 
     def _note_feed(self) -> None:

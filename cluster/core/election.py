@@ -22,7 +22,7 @@ from . import role
 from .holding import Held, Leaving
 from .ids import NS_PER_S, Incarnation, Instant, NodeId, Term
 from .lease import InSync, LeaseRules, Sightings, View, acquire_from, choose_successor, evict_from, rank
-from .ward import MS, Restarts, Timing, Wakefulness, Worker
+from .ward import MS, Barren, Restarts, Timing, Wakefulness, Worker
 
 
 class Election:
@@ -69,8 +69,8 @@ class Election:
         self._awake = Wakefulness(now, timing.hang_timeout // 2)
         self._kill_at: Instant | None = None  # a worker that was told to stop dies at this time
         self._drain_until: Instant | None = None
-        self._killing = False
-        self._restarts = Restarts(timing)
+        self._killing, self._restarts = False, Restarts(timing)
+        self._barren = Barren(timing)
         self._start_at: Instant | None = None
         self._cause = ("first start", "")
         self._came_from: NodeId | None = None
@@ -101,6 +101,7 @@ class Election:
                     self._worker.prepared = max(self._worker.prepared, term)
             case ev.WorkerReconciled(term):
                 if self.held is not None and self.held.term == term and isinstance(self.role, role.Promoting):
+                    self._barren, self.held.led = Barren(self.timing), True
                     self._step(role.Reconciled(term), now, out)
             case ev.WorkerSettled(term):
                 if isinstance(self.role, role.Draining) and self.role.term == term:
@@ -173,6 +174,8 @@ class Election:
                     out.append(act.TellDrain(term, self._leaving.successor if self._leaving else None))
                     self._drain_until = Instant(now + self.timing.drain_timeout)
                 case role.ReleaseLease(term):
+                    if self.held is not None and not self.held.led:
+                        self._barren.ended(now)
                     self._owe(term)
         if type(before) is not type(self.role):
             out.append(
@@ -471,7 +474,7 @@ class Election:
         successor = view.resigned.successor if view.ended_properly and view.resigned else None
         if place > 0 and successor is not None:
             wait += self.timing.successor_grace
-        return Instant(due + wait)
+        return max(Instant(due + wait), self._barren.until)
 
     @property
     def _must_prepare(self) -> bool:

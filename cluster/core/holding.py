@@ -9,13 +9,15 @@ from .ids import Instant, NodeId, Term
 
 @dataclass(slots=True)
 class Held:
-    """The `leader` key that is ours. attempt: which acquire made it. act_until, next_renewal: Instants."""
+    """The `leader` key that is ours. attempt: which acquire made it. act_until, next_renewal: Instants. led: its worker
+    has taken over and may trade."""
 
     term: Term
     attempt: int
     renewal: int
     act_until: Instant
     next_renewal: Instant
+    led: bool = False
 
 
 @dataclass(frozen=True, slots=True)

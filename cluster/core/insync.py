@@ -51,8 +51,8 @@ class Limits:
     silence: a member that says nothing, while nothing is asked of it, is out after this.
     gone: a member whose connection broke may come back within this while something waits.
     join: a follower counts as caught up when it is at most this far behind.
-    opening: for so long after a term began nobody is taken in, unless protection needs it: every etcd member's disk
-    would sync for it, and every order wait for one node more, just when trading resumes.
+    opening: for so long after a term began nobody is taken in, unless there is no other, or fewer than are required:
+    every etcd member's disk would sync for it, and every order wait for one node more, just when trading resumes.
     retry: between two attempts at a change whose outcome is unknown. answer: no answer within this is "unknown".
     """
 
@@ -440,7 +440,7 @@ class Commitment:
 
     def _update_joining(self, now: Instant) -> None:
         before = set(self._joining)
-        opening = now < self._opening_ends and not self.protection.unprotected
+        opening = now < self._opening_ends and self.protection.standbys > 0 and not self.protection.unprotected
         for peer in self._peers.values():
             member = peer.member
             if self._members.get(member.node) is not None:

@@ -14,7 +14,10 @@ STANDBY_PATIENCE = 4
 STABLE = 5 * NS_PER_S
 """A worker that lived so long is restarted without the back-off that its predecessors earned."""
 
-START_OVER = "start over on this etcd: stop all nodes and move their data directories away"
+START_OVER = (
+    "start over on this etcd: stop all nodes, move their data directories away, and have the gate's Redis and the "
+    "venue forget the tokens that they have seen"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,18 @@ class Wakefulness:
         late still finds out."""
         start, end = self._slept
         return now - since - max(0, end - max(start, since))
+
+
+class Barren:
+    """Terms of ours that ended before their worker could trade, because the gate has seen a higher token, say: trying
+    again at once would only burn tokens. until: not to campaign before."""
+
+    def __init__(self, timing: Timing) -> None:
+        self.until = Instant(0)
+        self._waits = Restarts(timing)
+
+    def ended(self, now: Instant) -> None:
+        self.until = Instant(now + self._waits.wait_after(0))
 
 
 class Restarts:

@@ -24,41 +24,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63luster/rpc/journal.proto\x12\x10\x62\x61ton.journal.v1\"0\n\x0bTermStarted\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\xa3\x02\n\x06Intent\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06symbol\x18\x02 \x01(\t\x12$\n\x04side\x18\x03 \x01(\x0e\x32\x16.baton.journal.v1.Side\x12)\n\x04type\x18\x04 \x01(\x0e\x32\x1b.baton.journal.v1.OrderType\x12*\n\x03tif\x18\x05 \x01(\x0e\x32\x1d.baton.journal.v1.TimeInForce\x12\x11\n\tpost_only\x18\x06 \x01(\x08\x12\x10\n\x08qty_lots\x18\x07 \x01(\x03\x12\x18\n\x0bprice_ticks\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x18\n\x10\x66\x65\x65\x64_received_at\x18\n \x01(\x03\x42\x0e\n\x0c_price_ticks\"\xc1\x01\n\x07Outcome\x12\x14\n\x0cintent_index\x18\x01 \x01(\x03\x12(\n\x06result\x18\x02 \x01(\x0e\x32\x18.baton.journal.v1.Result\x12,\n\x08\x65vidence\x18\x03 \x01(\x0e\x32\x1a.baton.journal.v1.Evidence\x12\x16\n\x0evenue_order_id\x18\x04 \x01(\t\x12\x0c\n\x04\x63ode\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\nexpires_at\x18\x07 \x01(\x03\"\xcf\x01\n\x04\x46ill\x12\x10\n\x08trade_id\x18\x01 \x01(\t\x12\x14\n\x0cintent_index\x18\x02 \x01(\x03\x12\x17\n\x0f\x63lient_order_id\x18\x03 \x01(\t\x12\x0e\n\x06symbol\x18\x04 \x01(\t\x12$\n\x04side\x18\x05 \x01(\x0e\x32\x16.baton.journal.v1.Side\x12\x10\n\x08qty_lots\x18\x06 \x01(\x03\x12\x13\n\x0bprice_ticks\x18\x07 \x01(\x03\x12\x10\n\x08venue_at\x18\x08 \x01(\x03\x12\x17\n\x0fvenue_event_seq\x18\t \x01(\x03\"\xb6\x01\n\x0bOrderClosed\x12\x14\n\x0cintent_index\x18\x01 \x01(\x03\x12%\n\x03how\x18\x02 \x01(\x0e\x32\x18.baton.journal.v1.Closed\x12\x13\n\x0b\x66illed_lots\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\x08\x65vidence\x18\x05 \x01(\x0e\x32\x1a.baton.journal.v1.Evidence\x12\x17\n\x0fvenue_event_seq\x18\x06 \x01(\x03\"7\n\x0f\x43\x61ncelRequested\x12\x14\n\x0cintent_index\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\"A\n\rStrategyState\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\r\n\x05state\x18\x03 \x01(\x0c\"1\n\nReconciled\x12\x0f\n\x07trigger\x18\x01 \x01(\t\x12\x12\n\nmismatches\x18\x02 \x03(\t*\xc5\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11KIND_TERM_STARTED\x10\x01\x12\x0f\n\x0bKIND_INTENT\x10\x10\x12\x10\n\x0cKIND_OUTCOME\x10\x11\x12\r\n\tKIND_FILL\x10\x12\x12\x15\n\x11KIND_ORDER_CLOSED\x10\x13\x12\x19\n\x15KIND_CANCEL_REQUESTED\x10\x14\x12\x17\n\x13KIND_STRATEGY_STATE\x10\x15\x12\x13\n\x0fKIND_RECONCILED\x10\x16*9\n\x04Side\x12\x14\n\x10SIDE_UNSPECIFIED\x10\x00\x12\x0c\n\x08SIDE_BUY\x10\x01\x12\r\n\tSIDE_SELL\x10\x02*T\n\tOrderType\x12\x1a\n\x16ORDER_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10ORDER_TYPE_LIMIT\x10\x01\x12\x15\n\x11ORDER_TYPE_MARKET\x10\x02*Z\n\x0bTimeInForce\x12\x1d\n\x19TIME_IN_FORCE_UNSPECIFIED\x10\x00\x12\x15\n\x11TIME_IN_FORCE_GTC\x10\x01\x12\x15\n\x11TIME_IN_FORCE_IOC\x10\x02*r\n\x06Result\x12\x16\n\x12RESULT_UNSPECIFIED\x10\x00\x12\x13\n\x0fRESULT_ACCEPTED\x10\x01\x12\x12\n\x0eRESULT_REFUSED\x10\x02\x12\x13\n\x0fRESULT_NOT_SENT\x10\x03\x12\x12\n\x0eRESULT_UNKNOWN\x10\x04*\xf3\x01\n\x08\x45vidence\x12\x18\n\x14\x45VIDENCE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x45VIDENCE_LOCAL\x10\x01\x12\x18\n\x14\x45VIDENCE_VENUE_REPLY\x10\x02\x12\x19\n\x15\x45VIDENCE_VENUE_STREAM\x10\x03\x12\x19\n\x15\x45VIDENCE_LOOKUP_FOUND\x10\x04\x12\x1a\n\x16\x45VIDENCE_ABSENT_FENCED\x10\x05\x12\x1b\n\x17\x45VIDENCE_ABSENT_EXPIRED\x10\x06\x12\x19\n\x15\x45VIDENCE_FILL_HISTORY\x10\x07\x12\x15\n\x11\x45VIDENCE_OPERATOR\x10\x08*]\n\x06\x43losed\x12\x16\n\x12\x43LOSED_UNSPECIFIED\x10\x00\x12\x11\n\rCLOSED_FILLED\x10\x01\x12\x14\n\x10\x43LOSED_CANCELLED\x10\x02\x12\x12\n\x0e\x43LOSED_EXPIRED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63luster/rpc/journal.proto\x12\x10\x62\x61ton.journal.v1\"0\n\x0bTermStarted\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\xb8\x02\n\x06Intent\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06symbol\x18\x02 \x01(\t\x12$\n\x04side\x18\x03 \x01(\x0e\x32\x16.baton.journal.v1.Side\x12)\n\x04type\x18\x04 \x01(\x0e\x32\x1b.baton.journal.v1.OrderType\x12*\n\x03tif\x18\x05 \x01(\x0e\x32\x1d.baton.journal.v1.TimeInForce\x12\x11\n\tpost_only\x18\x06 \x01(\x08\x12\x10\n\x08qty_lots\x18\x07 \x01(\x03\x12\x18\n\x0bprice_ticks\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x18\n\x10\x66\x65\x65\x64_received_at\x18\n \x01(\x03\x12\x13\n\x0bvalidity_ms\x18\x0b \x01(\rB\x0e\n\x0c_price_ticks\"\xc1\x01\n\x07Outcome\x12\x14\n\x0cintent_index\x18\x01 \x01(\x03\x12(\n\x06result\x18\x02 \x01(\x0e\x32\x18.baton.journal.v1.Result\x12,\n\x08\x65vidence\x18\x03 \x01(\x0e\x32\x1a.baton.journal.v1.Evidence\x12\x16\n\x0evenue_order_id\x18\x04 \x01(\t\x12\x0c\n\x04\x63ode\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\nexpires_at\x18\x07 \x01(\x03\"\xcf\x01\n\x04\x46ill\x12\x10\n\x08trade_id\x18\x01 \x01(\t\x12\x14\n\x0cintent_index\x18\x02 \x01(\x03\x12\x17\n\x0f\x63lient_order_id\x18\x03 \x01(\t\x12\x0e\n\x06symbol\x18\x04 \x01(\t\x12$\n\x04side\x18\x05 \x01(\x0e\x32\x16.baton.journal.v1.Side\x12\x10\n\x08qty_lots\x18\x06 \x01(\x03\x12\x13\n\x0bprice_ticks\x18\x07 \x01(\x03\x12\x10\n\x08venue_at\x18\x08 \x01(\x03\x12\x17\n\x0fvenue_event_seq\x18\t \x01(\x03\"\xb6\x01\n\x0bOrderClosed\x12\x14\n\x0cintent_index\x18\x01 \x01(\x03\x12%\n\x03how\x18\x02 \x01(\x0e\x32\x18.baton.journal.v1.Closed\x12\x13\n\x0b\x66illed_lots\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\x08\x65vidence\x18\x05 \x01(\x0e\x32\x1a.baton.journal.v1.Evidence\x12\x17\n\x0fvenue_event_seq\x18\x06 \x01(\x03\"7\n\x0f\x43\x61ncelRequested\x12\x14\n\x0cintent_index\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\"A\n\rStrategyState\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\r\n\x05state\x18\x03 \x01(\x0c\"1\n\nReconciled\x12\x0f\n\x07trigger\x18\x01 \x01(\t\x12\x12\n\nmismatches\x18\x02 \x03(\t*\xc5\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11KIND_TERM_STARTED\x10\x01\x12\x0f\n\x0bKIND_INTENT\x10\x10\x12\x10\n\x0cKIND_OUTCOME\x10\x11\x12\r\n\tKIND_FILL\x10\x12\x12\x15\n\x11KIND_ORDER_CLOSED\x10\x13\x12\x19\n\x15KIND_CANCEL_REQUESTED\x10\x14\x12\x17\n\x13KIND_STRATEGY_STATE\x10\x15\x12\x13\n\x0fKIND_RECONCILED\x10\x16*9\n\x04Side\x12\x14\n\x10SIDE_UNSPECIFIED\x10\x00\x12\x0c\n\x08SIDE_BUY\x10\x01\x12\r\n\tSIDE_SELL\x10\x02*T\n\tOrderType\x12\x1a\n\x16ORDER_TYPE_UNSPECIFIED\x10\x00\x12\x14\n\x10ORDER_TYPE_LIMIT\x10\x01\x12\x15\n\x11ORDER_TYPE_MARKET\x10\x02*Z\n\x0bTimeInForce\x12\x1d\n\x19TIME_IN_FORCE_UNSPECIFIED\x10\x00\x12\x15\n\x11TIME_IN_FORCE_GTC\x10\x01\x12\x15\n\x11TIME_IN_FORCE_IOC\x10\x02*r\n\x06Result\x12\x16\n\x12RESULT_UNSPECIFIED\x10\x00\x12\x13\n\x0fRESULT_ACCEPTED\x10\x01\x12\x12\n\x0eRESULT_REFUSED\x10\x02\x12\x13\n\x0fRESULT_NOT_SENT\x10\x03\x12\x12\n\x0eRESULT_UNKNOWN\x10\x04*\xf3\x01\n\x08\x45vidence\x12\x18\n\x14\x45VIDENCE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x45VIDENCE_LOCAL\x10\x01\x12\x18\n\x14\x45VIDENCE_VENUE_REPLY\x10\x02\x12\x19\n\x15\x45VIDENCE_VENUE_STREAM\x10\x03\x12\x19\n\x15\x45VIDENCE_LOOKUP_FOUND\x10\x04\x12\x1a\n\x16\x45VIDENCE_ABSENT_FENCED\x10\x05\x12\x1b\n\x17\x45VIDENCE_ABSENT_EXPIRED\x10\x06\x12\x19\n\x15\x45VIDENCE_FILL_HISTORY\x10\x07\x12\x15\n\x11\x45VIDENCE_OPERATOR\x10\x08*]\n\x06\x43losed\x12\x16\n\x12\x43LOSED_UNSPECIFIED\x10\x00\x12\x11\n\rCLOSED_FILLED\x10\x01\x12\x14\n\x10\x43LOSED_CANCELLED\x10\x02\x12\x12\n\x0e\x43LOSED_EXPIRED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cluster.rpc.journal_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KIND']._serialized_start=1158
-  _globals['_KIND']._serialized_end=1355
-  _globals['_SIDE']._serialized_start=1357
-  _globals['_SIDE']._serialized_end=1414
-  _globals['_ORDERTYPE']._serialized_start=1416
-  _globals['_ORDERTYPE']._serialized_end=1500
-  _globals['_TIMEINFORCE']._serialized_start=1502
-  _globals['_TIMEINFORCE']._serialized_end=1592
-  _globals['_RESULT']._serialized_start=1594
-  _globals['_RESULT']._serialized_end=1708
-  _globals['_EVIDENCE']._serialized_start=1711
-  _globals['_EVIDENCE']._serialized_end=1954
-  _globals['_CLOSED']._serialized_start=1956
-  _globals['_CLOSED']._serialized_end=2049
+  _globals['_KIND']._serialized_start=1179
+  _globals['_KIND']._serialized_end=1376
+  _globals['_SIDE']._serialized_start=1378
+  _globals['_SIDE']._serialized_end=1435
+  _globals['_ORDERTYPE']._serialized_start=1437
+  _globals['_ORDERTYPE']._serialized_end=1521
+  _globals['_TIMEINFORCE']._serialized_start=1523
+  _globals['_TIMEINFORCE']._serialized_end=1613
+  _globals['_RESULT']._serialized_start=1615
+  _globals['_RESULT']._serialized_end=1729
+  _globals['_EVIDENCE']._serialized_start=1732
+  _globals['_EVIDENCE']._serialized_end=1975
+  _globals['_CLOSED']._serialized_start=1977
+  _globals['_CLOSED']._serialized_end=2070
   _globals['_TERMSTARTED']._serialized_start=47
   _globals['_TERMSTARTED']._serialized_end=95
   _globals['_INTENT']._serialized_start=98
-  _globals['_INTENT']._serialized_end=389
-  _globals['_OUTCOME']._serialized_start=392
-  _globals['_OUTCOME']._serialized_end=585
-  _globals['_FILL']._serialized_start=588
-  _globals['_FILL']._serialized_end=795
-  _globals['_ORDERCLOSED']._serialized_start=798
-  _globals['_ORDERCLOSED']._serialized_end=980
-  _globals['_CANCELREQUESTED']._serialized_start=982
-  _globals['_CANCELREQUESTED']._serialized_end=1037
-  _globals['_STRATEGYSTATE']._serialized_start=1039
-  _globals['_STRATEGYSTATE']._serialized_end=1104
-  _globals['_RECONCILED']._serialized_start=1106
-  _globals['_RECONCILED']._serialized_end=1155
+  _globals['_INTENT']._serialized_end=410
+  _globals['_OUTCOME']._serialized_start=413
+  _globals['_OUTCOME']._serialized_end=606
+  _globals['_FILL']._serialized_start=609
+  _globals['_FILL']._serialized_end=816
+  _globals['_ORDERCLOSED']._serialized_start=819
+  _globals['_ORDERCLOSED']._serialized_end=1001
+  _globals['_CANCELREQUESTED']._serialized_start=1003
+  _globals['_CANCELREQUESTED']._serialized_end=1058
+  _globals['_STRATEGYSTATE']._serialized_start=1060
+  _globals['_STRATEGYSTATE']._serialized_end=1125
+  _globals['_RECONCILED']._serialized_start=1127
+  _globals['_RECONCILED']._serialized_end=1176
 # @@protoc_insertion_point(module_scope)

@@ -109,7 +109,7 @@ class TermStarted(_message.Message):
     def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[str] = ...) -> None: ...
 
 class Intent(_message.Message):
-    __slots__ = ("decision_id", "symbol", "side", "type", "tif", "post_only", "qty_lots", "price_ticks", "reason", "feed_received_at")
+    __slots__ = ("decision_id", "symbol", "side", "type", "tif", "post_only", "qty_lots", "price_ticks", "reason", "feed_received_at", "validity_ms")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     SYMBOL_FIELD_NUMBER: _ClassVar[int]
     SIDE_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +120,7 @@ class Intent(_message.Message):
     PRICE_TICKS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     FEED_RECEIVED_AT_FIELD_NUMBER: _ClassVar[int]
+    VALIDITY_MS_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     symbol: str
     side: Side
@@ -130,7 +131,8 @@ class Intent(_message.Message):
     price_ticks: int
     reason: str
     feed_received_at: int
-    def __init__(self, decision_id: _Optional[str] = ..., symbol: _Optional[str] = ..., side: _Optional[_Union[Side, str]] = ..., type: _Optional[_Union[OrderType, str]] = ..., tif: _Optional[_Union[TimeInForce, str]] = ..., post_only: bool = ..., qty_lots: _Optional[int] = ..., price_ticks: _Optional[int] = ..., reason: _Optional[str] = ..., feed_received_at: _Optional[int] = ...) -> None: ...
+    validity_ms: int
+    def __init__(self, decision_id: _Optional[str] = ..., symbol: _Optional[str] = ..., side: _Optional[_Union[Side, str]] = ..., type: _Optional[_Union[OrderType, str]] = ..., tif: _Optional[_Union[TimeInForce, str]] = ..., post_only: bool = ..., qty_lots: _Optional[int] = ..., price_ticks: _Optional[int] = ..., reason: _Optional[str] = ..., feed_received_at: _Optional[int] = ..., validity_ms: _Optional[int] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("intent_index", "result", "evidence", "venue_order_id", "code", "reason", "expires_at")

@@ -70,7 +70,7 @@ class Problem(Exception):
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    body = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    body = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Response(body, status, headers, "application/json")
 
 

@@ -42,8 +42,13 @@ def as_dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def clean(text: Any) -> str:
+    """As text that can be written: etcd holds what anybody put there, lone surrogates included."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
+
+
 def as_text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return clean(value) if isinstance(value, str) and value else None
 
 
 def as_int(value: Any) -> int | None:
@@ -67,11 +72,14 @@ def iso(unix_ns: Any) -> str | None:
 
 
 def finite(value: Any) -> Any:
-    """`value` with every float rounded to the microsecond, and those that JSON does not know made None."""
+    """`value` with every float rounded to the microsecond, those that JSON does not know made None, and every text one
+    that can be written."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, str):
+        return clean(value)
     if isinstance(value, Mapping):
-        return {str(k): finite(v) for k, v in value.items()}
+        return {clean(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return value
@@ -229,7 +237,7 @@ def read(
         role=(as_text(picture.get("role")) or "unknown") if fresh else "unknown",
         holder=holder,
         insync=as_dict(picture.get("insync")),
-        members={str(n): as_dict(m) for n, m in as_dict(picture.get("members")).items()},
+        members={clean(n): as_dict(m) for n, m in as_dict(picture.get("members")).items()},
         history=tuple(history),
         own=own,
         silent_s=silent_s,

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 import pytest
 
 from cluster.core.ids import NS_PER_S
+from node.client import Answered, get_json
 from tests.support.e2e import SLACK_S, TTL_S, Drill, accepted_later_than, busy_options, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -45,12 +46,24 @@ def test_paused_redis_blocks_orders_but_not_cancels_and_trading_comes_back(share
     with d.paused("redis"):
         paused_at = time.time_ns()
         d.permission("blocked", "gate")
+        for node in d.nodes:  # the standbys as well: they would take over into nothing
+            until(f"{node} is not ready", lambda n=node: _unready(d, n).startswith("gate"))
         until("a cancel passes without the gate", lambda: cancels(d, begun) and not _resting(d))
         time.sleep(2 * SLACK_S)  # the fault itself
         assert accepted_later_than(d, begun, paused_at, SLACK_S) == []
         resumed = d.seq
     until("it trades again", lambda: d.orders(resumed))
     assert d.healthy() == before
+
+
+def _unready(d: Drill, node: str) -> str:
+    """Why /readyz says no; empty if it says yes."""
+    try:
+        get_json(d.cluster.http_url(node), "/readyz")
+    except Answered as e:
+        assert e.code == 503
+        return str(e)
+    return ""
 
 
 def _resting(d: Drill) -> int:
@@ -72,7 +85,7 @@ def test_redis_that_lost_everything_stays_closed_until_the_leader_arms_it_anew(s
         released = d.seq
     until("it trades again", lambda: d.orders(released))
     assert d.healthy() == before
-    assert d.status()["gate"] == {"state": "armed", "armed_token": before[1]}
+    assert d.status()["gate"] == {"state": "armed", "why": "", "armed_token": before[1]}
 
 
 # -- the venue and the market ----------------------------------------------------------------------------------

@@ -65,14 +65,14 @@ class Leader:
         self.book = Book(TAG, INSTRUMENTS)
         for entry in entries[:commit]:
             self.book.apply(entry)
+        self.validity = world.validities[term % 2]
         self.desk = world.desk_type(
             term=term,
             order_tag=TAG,
             book=self.book,
             limits=LIMITS,
             capabilities=world.profile.capabilities,
-            validity=world.validity,
-            ttl=TTL,
+            validity=self.validity,
             append=self.append,
         )
         self.reconciler = Reconciler(self.book)
@@ -267,7 +267,7 @@ class Leader:
             return
         expires: int | None = None
         if w.profile.expiry:
-            expires = w.venue_low(min(self.now + w.validity, self.act_until))
+            expires = w.venue_low(min(self.now + self.validity, self.act_until))
         order = WireOrder(coid, send.decision_id, send.spec, self.term, expires)
         w.call(
             lambda: self.arrive(order),

@@ -92,7 +92,9 @@ class World:
         self._decisions = 0
         self._mid = 1000 * 100
         self._quotes = 0
-        self.validity = self.plan.choice((60, 300, 600)) * MS
+        validity = self.plan.choice((60, 300, 600)) * MS
+        # Nodes may be configured differently, as during a change of the configuration.
+        self.validities = (validity, validity * self.plan.choice((1, 1, 2)))
         self.clock_error = self.plan.choice((0, 5, 50, 100)) * MS
         self.lag = self.plan.choice((0.2, 0.4, 2, 20)) * MS
         self.stream_lag = round(self.plan.choice((0.5, 30, 100)) * MS)

@@ -33,7 +33,7 @@ from node.paper_venue.lines import to_json
 from node.reconcile import Findings, Reconciler, VenueSnapshot
 from node.strategy import OrderState
 from node.types import NotSent, SubmitResult, Unknown, VenueFill
-from tests.sim.order_leader import TAG, TTL, Leader, not_counted_once
+from tests.sim.order_leader import TAG, Leader, not_counted_once
 from tests.sim.order_world import World, Wrong
 
 SEEDS = 500
@@ -247,7 +247,7 @@ class ForgetsThatOrdersLive(Leader):
 
     def bound_for_takeover(self) -> int | None:
         high = super().bound_for_takeover()
-        return None if high is None else high - TTL
+        return None if high is None else high - max(self.world.validities)
 
 
 class ReconcilesFromTheResumePoint(Leader):

@@ -33,7 +33,6 @@ SYMBOL = "BTCUSDT"
 INSTRUMENTS = (Instrument(SYMBOL, Decimal("0.01"), Decimal("0.00001")),)
 TAG = "t"
 VALIDITY = S
-TTL = 2 * S
 LIMITS = RiskLimits({SYMBOL: InstrumentLimits(1000, 10**12, 100, 5000, frozenset(ORDER_KINDS))}, RateLimit(1000, S))
 UNIX = 1_700_000_000 * S
 
@@ -88,7 +87,7 @@ class Rig:
         self._decisions = 0
         self.lead(7)
 
-    def lead(self, term: int, *, keep: int | None = None) -> None:
+    def lead(self, term: int, *, keep: int | None = None, validity: int = VALIDITY) -> None:
         """A new leader with the first `keep` entries; the rest is cut."""
         self.log.entries = self.log.entries[:keep]
         self.log.facts = {i: f for i, f in self.log.facts.items() if i <= len(self.log.entries)}
@@ -99,8 +98,7 @@ class Rig:
             book=self.book,
             limits=LIMITS,
             capabilities=self.caps,
-            validity=VALIDITY,
-            ttl=TTL,
+            validity=validity,
             append=self.log.append,
         )
         self.log.append(TermStarted("n1", "i"))

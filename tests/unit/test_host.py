@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from cluster.core.errors import ConfigError
 from cluster.core.ids import LogIndex, Term
@@ -377,6 +379,30 @@ def test_callback_that_raises_is_reported_once_and_hears_nothing_more(rig: Rig, 
     assert len(rig.failures) == 1 and "raised KeyError: 'oops'" in rig.host.failed
     assert len(rig.strategy.told) == told
     assert rig.host.snapshot() is None and rig.host.fingerprint() == ""
+
+
+@pytest.mark.parametrize("what", [asyncio.CancelledError("of its own task"), SystemExit(3), KeyboardInterrupt()])
+def test_strategy_that_raises_what_ends_others_fails_and_nobody_else(rig: Rig, what: BaseException) -> None:
+    """task.result() of a cancelled task raises CancelledError: let out, it would end the feed's task without a word."""
+
+    def boom(ctx: Context) -> None:
+        raise what
+
+    rig.strategy.answers["market"] = boom
+    rig.host.market(quote())
+    assert len(rig.failures) == 1 and type(what).__name__ in rig.host.failed
+
+
+def test_reason_of_a_failure_is_short_and_can_be_written(rig: Rig) -> None:
+    """It travels to every node: one that is too long, or no text, would take them all down."""
+
+    def boom(ctx: Context) -> None:
+        raise RuntimeError("\ud800" + "x" * 200_000)
+
+    rig.strategy.answers["market"] = boom
+    with capture_logs():  # pytest's stdout could not write it; a worker's stderr can
+        rig.host.market(quote())
+    assert len(rig.host.failed.encode()) < 1000 and "\\ud800" in rig.host.failed
 
 
 def test_generator_that_raises_halfway_has_none_of_its_wishes_carried_out(rig: Rig) -> None:

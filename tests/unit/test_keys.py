@@ -187,6 +187,8 @@ def test_a_request_is_read_whole_or_not_at_all():
     assert (asked.id, asked.target, asked.actor, asked.at, asked.mod_revision) == ("r1", NodeId("n2"), "ann", 5, 8)
     assert switchover_of(raw(REQUEST | {"target": None})).target is None  # type: ignore[union-attr]
     assert switchover_of(raw(REQUEST | {"at": "now"})) is None
+    for id_ in ("", "\ud800", "a/b", "x" * 65, ["r1"]):  # it becomes part of a key
+        assert switchover_of(raw(REQUEST | {"id": id_})) is None
     assert switchover_of(raw({"target": "n2"})) is None
     assert switchover_of(None) is None
 

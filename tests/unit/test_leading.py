@@ -95,7 +95,6 @@ class Rig:
             "config": SimpleNamespace(
                 cluster=SimpleNamespace(order_tag=TAG),
                 replication=self.replication,
-                lease=SimpleNamespace(ttl_s=1.0),
                 venue=SimpleNamespace(order_validity_s=1.0, reconcile_interval_s=3600.0, deadman_ttl_s=0.0),
                 risk_limits=lambda: LIMITS,
             ),

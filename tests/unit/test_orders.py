@@ -28,7 +28,7 @@ from node.risk import RateLimit
 from node.strategy import OrderState
 from node.types import Accepted, ClientOrderId, NotSent, OrderStatus, Refused, StreamUp, Unknown, VenueOrderEvent
 from node.venues.base import Absent, Found, Unavailable
-from tests.support.desk import MS, SYMBOL, TAG, TTL, UNIX, VALIDITY, Rig, S, buy, sell
+from tests.support.desk import MS, SYMBOL, TAG, UNIX, VALIDITY, Rig, S, buy, sell
 
 
 @pytest.fixture
@@ -681,14 +681,17 @@ def test_armed_between_the_question_and_its_answer_is_no_proof(rig: Rig) -> None
     assert rig.outcomes(flight.index) == [("ACCEPTED", "LOOKUP_FOUND")]
 
 
-def test_on_an_expiry_venue_an_old_order_may_come_for_one_ttl_after_the_takeover() -> None:
+def test_on_an_expiry_venue_an_old_order_may_come_for_its_own_leaders_validity_after_the_takeover() -> None:
+    """1. A leads with a validity of 1 s, B has 0.1 s, as in a change of the configuration. 2. An order of A hangs on
+    its way; A dies. 3. B must not call it never placed before A's second is over."""
     rig = Rig("expiry")
-    flight = left_open(rig)
+    flight = rig.sent()
+    rig.lead(9, validity=VALIDITY // 10)
     (ask,) = rig.desk.take_over(rig.now, UNIX)
-    looked(rig, ask, Absent(), at=UNIX + TTL)
+    looked(rig, ask, Absent(), at=UNIX + VALIDITY)
     assert rig.desk.unsettled == 1
     (ask,) = rig.after(LOOKUP_RETRY_NS)
-    looked(rig, ask, Absent(), at=UNIX + TTL + 1)
+    looked(rig, ask, Absent(), at=UNIX + VALIDITY + 1)
     assert rig.outcomes(flight.index) == [("NOT_SENT", "ABSENT_EXPIRED")]
 
 
@@ -709,7 +712,7 @@ def test_venue_clock_that_is_known_only_later_gives_the_bound_then() -> None:
     rig.desk.bound_unknown(UNIX + 200 * S)
     rig.desk.bound_unknown(UNIX + 300 * S)  # a later word does not move it
     (ask,) = rig.after(LOOKUP_RETRY_NS)
-    looked(rig, ask, Absent(), at=UNIX + 200 * S + TTL + 1)
+    looked(rig, ask, Absent(), at=UNIX + 200 * S + VALIDITY + 1)
     assert rig.outcomes(flight.index) == [("NOT_SENT", "ABSENT_EXPIRED")]
 
 

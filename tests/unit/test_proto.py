@@ -96,7 +96,7 @@ def test_numbers_are_never_floats_and_enums_begin_with_nothing(name: str):
 FROZEN = {
     "journal": {
         "Intent": "1 decision_id, 2 symbol, 3 side, 4 type, 5 tif, 6 post_only, 7 qty_lots, 8 price_ticks, 9 reason, "
-        "10 feed_received_at",
+        "10 feed_received_at, 11 validity_ms",
         "Outcome": "1 intent_index, 2 result, 3 evidence, 4 venue_order_id, 5 code, 6 reason, 7 expires_at",
         "Fill": "1 trade_id, 2 intent_index, 3 client_order_id, 4 symbol, 5 side, 6 qty_lots, 7 price_ticks, "
         "8 venue_at, 9 venue_event_seq",

@@ -104,7 +104,7 @@ class Rig:
         self.clock = VenueClock()
         self.conditions = Conditions()
         self.telemetry = Telemetry("n1", "c", "0", lease_ttl_s=1.0, lease_margin_s=0.2)
-        self.rules = TradingRules(TAG, LIMITS, 1.0, 1.0, 3600.0, 0.0)
+        self.rules = TradingRules(TAG, LIMITS, 1.0, 3600.0, 0.0)
         self.commits = True  # entries are committed as soon as the loop comes round
         self.stepped_down: list[str] = []
         self.first_orders: list[int] = []

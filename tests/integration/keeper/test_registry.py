@@ -146,12 +146,14 @@ async def renew_without_grant(registry: Registry, token: int) -> tuple[Answer, i
 
 async def test_a_request_is_taken_once_and_only_the_one_that_was_seen(node):
     one = node()
-    await one.ask_switchover("r1", None, "ann")
+    assert await one.ask_switchover("r1", None, "ann")
     first = k.switchover_of(await raw_of(one, one.keys.switchover))
-    await one.ask_switchover("r2", "n2", "bob")
+    assert not await one.ask_switchover("r0", "n2", "bob")  # the first one's asker would wait for nothing
+    assert first is not None and await one.take_switchover(first.mod_revision)
+    assert await one.ask_switchover("r2", "n2", "bob")
     second = k.switchover_of(await raw_of(one, one.keys.switchover))
-    assert first is not None and second is not None
-    assert not await one.take_switchover(first.mod_revision)  # replaced meanwhile
+    assert second is not None
+    assert not await one.take_switchover(first.mod_revision)  # another one by now
     assert await one.take_switchover(second.mod_revision)
     assert not await one.take_switchover(second.mod_revision)
     assert (second.id, second.target, second.actor) == ("r2", "n2", "bob")

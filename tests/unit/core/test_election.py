@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -237,6 +238,26 @@ def test_second_attempt_refused_because_the_first_was_carried_out_late_counts_fr
     n.feed(ev.WorkerReconciled(T))
     assert n.permit is not None
     assert n.permit.act_until == sent_at + 800 * MS
+
+
+def test_terms_that_end_before_they_could_trade_are_tried_again_ever_more_slowly() -> None:
+    """The gate, say, has seen a higher token: each try would burn a token and start the next."""
+    n, a = campaigning()
+    token, waits = T, []
+    for _ in range(6):
+        n.answer(a, Answer.DONE, token)
+        n.feed(ev.WorkerAsksToStepDown(token, "gate: it has seen a higher token"))
+        resign = one(n.feed(ev.WorkerStopped(token)), act.Resign)
+        ended = n.now
+        n.answer(resign, Answer.DONE, token + 1)
+        alone = {"members": {NodeId("n1"): member("n1")}, "insync": InSync({NodeId("n1"): JournalId("n1-j")}, token)}
+        n.feed(view(token + 1, tenure=tenure(token, "n1"), resigned=resigned(token), **alone))
+        n.feed(ev.WorkerPrepared(token))
+        while not isinstance(a := n.history[-1], act.Acquire):
+            n.tick(5)
+        token = Term(token + 10)
+        waits.append((n.now - ended) / MS)
+    assert waits[0] >= 50 and all(later >= 1.9 * earlier for earlier, later in pairwise(waits)), waits
 
 
 def test_acquire_answered_after_ttl_is_given_back_unused() -> None:

@@ -266,10 +266,18 @@ def test_a_set_that_protects_enough_takes_nobody_in_while_the_term_is_young() ->
     assert leader.proposed == [members(A, B, C)]
 
 
-def test_a_set_that_protects_too_little_takes_in_at_once() -> None:
-    leader = Leader(last=10, commit=10)
+@pytest.mark.parametrize("required", [0, 1])
+def test_a_leader_alone_takes_in_at_once_whatever_is_required(required: int) -> None:
+    leader = Leader(last=10, commit=10, min_standbys=required)
     leader.acked(B, 10)
     assert leader.proposed == [members(A, B)]
+
+
+def test_a_set_that_protects_too_little_takes_in_at_once() -> None:
+    leader = Leader(B, last=10, commit=10, min_standbys=2)
+    leader.acked(B, 10)
+    leader.acked(C, 10)
+    assert leader.proposed == [members(A, B, C)]
 
 
 def test_a_lost_reply_to_an_addition_keeps_it_counted() -> None:
