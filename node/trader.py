@@ -206,7 +206,7 @@ class Trader:
 
     def _gate_is_stale(self, why: str) -> None:
         self._telemetry.fence_refused("gate")
-        self._step_down(f"gate: {why}")
+        self._step_down(f"gate: {why.removeprefix('gate: ')}")
 
     @property
     def stopped(self) -> bool:
