@@ -8,13 +8,16 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from node.cli import out
 from node.cli.app import app
 from node.cli.app import main as run
+
+if TYPE_CHECKING:
+    from node.local.cluster import Options
 
 
 def demo(
@@ -35,33 +38,46 @@ def demo(
 ) -> None:
     """A cluster of three nodes that trades on recorded market data until Ctrl-C; with --show, broken in five ways in
     front of you and judged from the venue's own record (exit 0: everything held)."""
-    from node.cli.local import stay
-    from node.local.cluster import LocalCluster, Options
+    from node.cli.local import interruptible
+    from node.local.cluster import Options
 
     options = Options(nodes=nodes, etcd=etcd, feed=feed, speed=speed, venue_profile=venue_profile)
     options.check()
-    where = directory or Path(tempfile.mkdtemp(prefix="baton-demo-"))
-    clean = False
-    try:
-        if show:
-            from chaos.show import run_show
+    with interruptible():
+        where = directory or Path(tempfile.mkdtemp(prefix="baton-demo-"))
+        clean = False
+        try:
+            if show:
+                clean = _show(options, where)
+            else:
+                _trade(options, where)
+                clean = True
+        except KeyboardInterrupt:
+            clean = True
+            raise
+        finally:
+            if directory is None and clean:
+                shutil.rmtree(where, ignore_errors=True)
+    if not clean:
+        raise out.Failed(f"not everything held; the evidence is in {where}")
 
-            clean = run_show(options, where, out.console())
-            if not clean:
-                raise out.Failed(f"not everything held; the evidence is in {where}")
-            return
-        cluster = LocalCluster(where)
-        out.say(f"starting {nodes} nodes, {etcd} etcd members, Redis, a paper venue and market data in {where}")
-        cluster.start(options, tied=True)
-        out.say(f"ready; status page: {cluster.urls[0]}")
-        clean = True
-        stay(cluster)
-    except KeyboardInterrupt:
-        clean = True
-        raise
-    finally:
-        if directory is None and clean:
-            shutil.rmtree(where, ignore_errors=True)
+
+def _show(options: Options, where: Path) -> bool:
+    from chaos.show import run_show
+
+    return run_show(options, where, out.console())
+
+
+def _trade(options: Options, where: Path) -> None:
+    from node.cli.local import stay
+    from node.local.cluster import LocalCluster
+
+    cluster = LocalCluster(where)
+    members = f"{options.nodes} nodes, {options.etcd} etcd members, Redis and a paper venue"
+    out.say(f"starting {members} in {where} on {options.market}")
+    cluster.start(options, tied=True)
+    out.say(f"ready; status page: {cluster.urls[0]}")
+    stay(cluster)
 
 
 def bench(

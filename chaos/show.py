@@ -379,13 +379,15 @@ def run_show(options: Options, directory: Path, console: Console) -> bool:
     config = {"hang_file": str(hang_file), "refresh_s": REFRESH_S}
     options.overlay["strategy"] = {"path": HANG_STRATEGY, "config": config}
     cluster = LocalCluster(directory)
-    console.print(f"starting {options.nodes} nodes, {options.etcd} etcd members, Redis, a paper venue, market data")
+    console.print(
+        f"starting {options.nodes} nodes, {options.etcd} etcd members, Redis and a paper venue on {options.market}"
+    )
     cluster.start(options, tied=True)
     try:
         console.print(f"status page: {cluster.urls[0]}")
         result = Show(cluster, console, hang_file).run()
     finally:
-        cluster.stop()
+        cluster.stop_or_kill()
     print_result(result, console)
     return result.holds
 

@@ -99,10 +99,14 @@ def snapshot_sum(s: Snapshot) -> bytes:
 
 def corrupt(path: Path, why: str) -> JournalCorrupt:
     return JournalCorrupt(
-        f"journal {path}: {why}. It is not what was written, and no order may rest on it. Keep the file; "
-        f"look closer with `baton journal verify {path}`. A node that finds this renames it, and comes back as an "
+        f"journal {path}: {why}. It is not what was written, and no order may rest on it. Keep the file"
+        f"{_look_closer(path)}. A node that finds this renames it, and comes back as an "
         "empty follower that fetches everything from the leader."
     )
+
+
+def _look_closer(path: Path) -> str:
+    return f"; look closer with `baton journal verify {path}`"
 
 
 # -- the lock -----------------------------------------------------------------------------------------------
@@ -358,7 +362,7 @@ def _wal_header_ok(header: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class JournalReport:
-    """What `baton journal verify` prints. problem None: every check passed."""
+    """What `baton journal verify` prints. problem None: every check passed; else it does not advise to verify."""
 
     path: Path
     problem: str | None
@@ -389,13 +393,13 @@ def verify(path: Path) -> JournalReport:
         finally:
             db.close()
     except JournalCorrupt as e:
-        return JournalReport(path, str(e), bytes_on_disk=_size(path))
+        return _damaged(path, e)
     except sqlite3.OperationalError as e:
         if "unable to open" in str(e) or "readonly" in str(e):
             raise BatonError(f"journal {path} cannot be read here: {e}; run this as the node's user") from e
-        return JournalReport(path, str(corrupt(path, f"unreadable ({e})")), bytes_on_disk=_size(path))
+        return _damaged(path, corrupt(path, f"unreadable ({e})"))
     except sqlite3.DatabaseError as e:
-        return JournalReport(path, str(corrupt(path, f"unreadable ({e})")), bytes_on_disk=_size(path))
+        return _damaged(path, corrupt(path, f"unreadable ({e})"))
     return JournalReport(
         path,
         None,
@@ -410,6 +414,10 @@ def verify(path: Path) -> JournalReport:
         held.snapshot.index if held.snapshot else None,
         _size(path),
     )
+
+
+def _damaged(path: Path, error: JournalCorrupt) -> JournalReport:
+    return JournalReport(path, str(error).replace(_look_closer(path), ""), bytes_on_disk=_size(path))
 
 
 def _size(path: Path) -> int:

@@ -13,19 +13,20 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
 from cluster.core.errors import ConfigError
 from node.config_model import (
+    FEED_ADAPTERS,
     TAKEOVER_ALLOWANCE_S,
+    VENUE_ADAPTERS,
     Config,
     InstrumentConfig,
     InstrumentRisk,
@@ -33,13 +34,21 @@ from node.config_model import (
     SecretUrl,
     host_port,
     is_address,
+    is_redis_url,
+    is_websocket_url,
     os_words,
+    url_parts,
 )
 from node.risk import ORDER_KINDS
 
 __all__ = ["Config", "Secret", "SecretUrl", "config_schema", "describe", "load_config", "worst_case_failover"]
 
 ENV_PREFIX = "BATON__"
+HOW_TO_BEGIN = (
+    "the README has the smallest configuration to begin with; another file is named with --config, "
+    "or as the argument of `baton config validate` and `baton config show`"
+)
+"""What to do about a file that is not there."""
 TAKEOVER_S = 0.1
 """From the free lease to the new leader's first order (DESIGN 12)."""
 
@@ -96,7 +105,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; `baton init` writes one, --config names another") from None
+        raise ConfigError(f"{path}: no such file; {HOW_TO_BEGIN}") from None
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: not UTF-8 text (byte {e.start}); is it the right file?") from None
     except OSError as e:
@@ -264,10 +273,16 @@ def _network_relations(c: Config) -> Iterator[str]:
         yield f"node.http_listen = {c.node.http_listen}: the same as node.grpc_listen; use another port"
     schemes = set()
     for endpoint in c.etcd.endpoints:
-        parts = urlsplit(endpoint)
+        parts = url_parts(endpoint)
         schemes.add(parts.scheme)
         if parts.scheme not in ("http", "https") or not is_address(parts.netloc):
             yield f"etcd.endpoints = {endpoint}: must be http://host:port or https://host:port"
+    members = [url_parts(endpoint).netloc.lower() for endpoint in c.etcd.endpoints]
+    for member in sorted({m for m in members if m and members.count(m) > 1}):
+        yield (
+            f"etcd.endpoints = {', '.join(c.etcd.endpoints)}: {member} stands there {members.count(member)} times; "
+            "name each member once"
+        )
     if len(schemes) > 1:
         yield f"etcd.endpoints = {', '.join(c.etcd.endpoints)}: must all be http or all https"
     if bool(c.etcd.user) != bool(c.etcd.password):
@@ -281,6 +296,20 @@ def _network_relations(c: Config) -> Iterator[str]:
             yield f"{name}.{given} = {getattr(tls, given)}: needs {name}.{missing} beside it"
     if bool(c.replication.ca_file) != bool(c.replication.cert_file):
         yield "replication: ca_file, cert_file and key_file belong together, as both sides prove themselves; set all"
+    if not c.gate.url.ref and not is_redis_url(c.gate.url.reveal()):
+        yield (
+            f"gate.url = {c.gate.url}: must be redis://host:port/0, rediss:// for TLS, or unix:///path; "
+            "no options but ssl_... ones"
+        )
+    if c.feed.adapter not in FEED_ADAPTERS:
+        yield _unknown_adapter("feed", c.feed.adapter, FEED_ADAPTERS)
+    elif not is_websocket_url(c.feed.url):
+        yield f"feed.url = {c.feed.url}: must be wss://host:port or ws://host:port; the streams are added by Baton"
+
+
+def _unknown_adapter(section: str, adapter: str, known: Sequence[str]) -> str:
+    close = get_close_matches(adapter, known, 1)
+    return f"{section}.adapter = {adapter}: there is no such adapter; known: {', '.join(known)}" + _did_you_mean(close)
 
 
 def _wildcard(address: str) -> bool:
@@ -309,7 +338,11 @@ def _venue_relations(c: Config) -> Iterator[str]:
             f"gate.claim_ttl_s = {c.gate.claim_ttl_s:g}: must be above the slowest takeover plus "
             f"venue.order_validity_s = {slowest + v.order_validity_s:g}; raise it"
         )
-    if c.cluster.mode == "paper" and v.adapter != "paper":
+    if v.adapter not in VENUE_ADAPTERS:
+        yield _unknown_adapter("venue", v.adapter, VENUE_ADAPTERS)
+    elif v.adapter == "paper" and not is_address(v.target):
+        yield f"venue.target = {v.target}: must be host:port of the paper venue, like 10.0.0.41:7450"
+    elif c.cluster.mode == "paper" and v.adapter != "paper":
         yield (
             f'venue.adapter = {v.adapter}: cluster.mode = "paper" never sends to a real venue; '
             'set cluster.mode = "live" to mean it, or adapter = "paper"'
@@ -339,6 +372,12 @@ def _instrument_relations(c: Config) -> Iterator[str]:
         for name in ("max_order_qty", "max_position"):
             if getattr(limits, name) < i.lot_size:
                 yield f"risk.{i.symbol}.{name} = {getattr(limits, name)}: must be at least lot_size = {i.lot_size}"
+        if limits.max_order_qty > limits.max_position >= i.lot_size:
+            yield (
+                f"risk.{i.symbol}.max_order_qty = {limits.max_order_qty}: must not be above "
+                f"risk.{i.symbol}.max_position = {limits.max_position}, as no such order could fill from flat; "
+                "lower it, or raise max_position"
+            )
         if limits.max_order_notional < i.tick_size * i.lot_size:
             yield (
                 f"risk.{i.symbol}.max_order_notional = {limits.max_order_notional}: below one tick times one lot, "

@@ -13,7 +13,7 @@ from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit, urlunsplit
 
 from pydantic import (
     AfterValidator,
@@ -36,6 +36,9 @@ from node.types import Instrument
 
 TAKEOVER_ALLOWANCE_S = 1.0
 """From the moment the lease is free to the new leader's first sign of life at the venue, generously."""
+VENUE_ADAPTERS = ("paper",)
+FEED_ADAPTERS = ("binance",)
+"""Those that `node/parts.py` can make."""
 
 
 # -- kinds of values ----------------------------------------------------------------------------------------
@@ -94,6 +97,14 @@ class Secret:
         )
 
 
+def url_parts(value: str) -> SplitResult:
+    """Empty ones for what is no URL at all."""
+    try:
+        return urlsplit(value)
+    except ValueError:  # of brackets
+        return urlsplit("")
+
+
 def os_words(e: Exception) -> str:
     """What went wrong with a file, for people."""
     return e.strerror or str(e) if isinstance(e, OSError) else str(e)
@@ -105,14 +116,15 @@ class SecretUrl(Secret):
     @property
     def literal(self) -> bool:
         """Whether a password stands in the file itself."""
-        return bool(not self.ref and urlsplit(self._literal).password)
+        return bool(not self.ref and url_parts(self._literal).password)
 
     def __str__(self) -> str:
         if self.ref:
             return self.ref
-        parts = urlsplit(self._literal)
+        parts = url_parts(self._literal)
         if not parts.password:
-            return self._literal
+            # What cannot be read as a URL, and an option of one, may hide a password as well.
+            return "***" if parts.query or ("@" in self._literal and not parts.netloc) else self._literal
         user = parts.username or ""
         host = parts.netloc.rpartition("@")[2]
         return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))
@@ -166,6 +178,29 @@ def is_address(value: Any) -> bool:
     try:
         return bool(host_port(value))
     except (ValueError, AttributeError):
+        return False
+
+
+def is_redis_url(value: str) -> bool:
+    """redis-py itself would quietly take database 0 for a path that is no number."""
+    parts = url_parts(value)
+    if not all(option.startswith("ssl_") for option in parse_qs(parts.query, keep_blank_values=True)):
+        return False  # the gate refuses them: they would undo its timeouts
+    if parts.scheme == "unix":
+        return bool(parts.path)
+    database = parts.path.strip("/")
+    return _reaches(parts, "redis", "rediss") and (not database or database.isdecimal())
+
+
+def is_websocket_url(value: str) -> bool:
+    parts = url_parts(value)
+    return _reaches(parts, "ws", "wss") and not parts.query and not parts.fragment
+
+
+def _reaches(parts: SplitResult, *schemes: str) -> bool:
+    try:
+        return parts.scheme in schemes and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # of the port
         return False
 
 
@@ -340,8 +375,8 @@ class VenueConfig(Section):
 
 class FeedConfig(Section):
     adapter: str = "binance"
-    url: str = ""
-    """Default: the adapter's own."""
+    url: str = "wss://stream.binance.com:9443"
+    """ws(s)://host:port of the combined streams."""
     stale_after_s: Seconds = 2.0
     """No market message for so long: nothing new is decided."""
     handover_after_s: SecondsOrOff = 3.0

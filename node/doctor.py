@@ -216,11 +216,12 @@ async def gate(config: Config) -> AsyncIterator[Finding]:
         if state.halted is not None:
             yield Finding("gate", WARN, f"halted: {state.halted}", "no order passes until somebody clears it")
         for warning in warnings:
-            yield Finding("gate durability", WARN, warning, "see redis.conf")
+            yield Finding("gate durability", WARN, warning.removeprefix("gate: "), "see redis.conf")
     except GateUnsuitable as e:
         yield Finding("gate", FAIL, str(e), "change it before trading")
     except GateUnavailable as e:
-        yield Finding("gate", FAIL, str(e), "start Redis, or correct gate.url; without it every order is blocked")
+        remedy = "start Redis, or correct gate.url; without it every order is blocked"
+        yield Finding("gate", FAIL, str(e).removeprefix("gate: "), remedy)  # `check` says it already
     finally:
         await redis.close()
 
@@ -230,13 +231,15 @@ async def venue(config: Config) -> AsyncIterator[Finding]:
     from node.venues.paper import PaperVenue
 
     v = config.venue
-    if v.adapter != "paper":
-        yield Finding("venue", WARN, f"adapter {v.adapter} is not examined from here", "see its own documentation")
+    try:
+        api_key = v.api_key.reveal() if v.api_key else "paper"
+    except ConfigError as e:
+        yield Finding("venue", FAIL, f"{v.target} is not asked: {e}", "make venue.api_key readable for this user")
         return
     paper = PaperVenue(
         v.target,
         v.account,
-        v.api_key.reveal() if v.api_key else "paper",
+        api_key,
         "doctor",
         instruments=list(config.instrument_table().values()),
         call_timeout_s=max(1.0, v.call_timeout_s),
@@ -276,9 +279,6 @@ def _yes(value: bool) -> str:
 
 
 def feed(config: Config) -> Iterator[Finding]:
-    if not config.feed.url:
-        yield Finding("feed", OK, f"{config.feed.adapter}, at its usual address (not tried)")
-        return
     parts = urlsplit(config.feed.url)
     port = parts.port or (443 if parts.scheme == "wss" else 80)
     try:

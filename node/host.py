@@ -50,13 +50,26 @@ def load_strategy(path: str, config: Mapping[str, Any]) -> Strategy:
         ) from e
     except Exception as e:
         raise ConfigError(f"strategy.path = {path!r}: importing {module_name} failed: {type(e).__name__}: {e}") from e
-    cls = getattr(module, class_name, None)
-    if not (isinstance(cls, type) and issubclass(cls, Strategy)):
+    if not hasattr(module, class_name):
+        found = [n for n, v in vars(module).items() if _is_strategy(v) and v.__module__ == module.__name__]
+        hint = f"it has: {', '.join(found)}" if found else "a strategy is a subclass of node.strategy.Strategy"
+        raise ConfigError(f"strategy.path = {path!r}: module {module_name} has no class {class_name!r}; {hint}")
+    cls = getattr(module, class_name)
+    if not _is_strategy(cls):
         raise ConfigError(f"strategy.path = {path!r}: {class_name} is not a subclass of node.strategy.Strategy")
     try:
-        return cls(config)
+        made: Strategy = cls(config)
+        return made
+    except KeyError as e:
+        raise ConfigError(
+            f"strategy.config: {path} does not accept it: KeyError: {e}; is that key missing from [strategy.config]?"
+        ) from e
     except Exception as e:
-        raise ConfigError(f"strategy.config: {path} does not accept it: {e}") from e
+        raise ConfigError(f"strategy.config: {path} does not accept it: {type(e).__name__}: {e}") from e
+
+
+def _is_strategy(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Strategy)
 
 
 class StrategyHost:

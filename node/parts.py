@@ -19,6 +19,7 @@ from cluster.replication import ReplicationServer
 from cluster.wire import Digests
 from node.book import Book
 from node.config import Config
+from node.config_model import FEED_ADAPTERS, VENUE_ADAPTERS
 from node.feeds.base import Feed
 from node.gate import Gate
 from node.host import StrategyHost
@@ -70,7 +71,7 @@ def make_venue(config: Config, rng: random.Random) -> Venue:
             call_timeout_s=v.call_timeout_s,
             rng=rng,
         )
-    raise ConfigError(f"venue.adapter = {v.adapter!r} is not known; known: paper")
+    raise ConfigError(f"venue.adapter = {v.adapter!r} is not known; known: {', '.join(VENUE_ADAPTERS)}")
 
 
 def make_feed(config: Config, rng: random.Random) -> Feed:
@@ -80,4 +81,4 @@ def make_feed(config: Config, rng: random.Random) -> Feed:
         from node.feeds.binance import BinanceFeed
 
         return BinanceFeed(f.url, list(config.instrument_table().values()), stale_after_s=f.stale_after_s, rng=rng)
-    raise ConfigError(f"feed.adapter = {f.adapter!r} is not known; known: binance")
+    raise ConfigError(f"feed.adapter = {f.adapter!r} is not known; known: {', '.join(FEED_ADAPTERS)}")

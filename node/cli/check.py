@@ -163,17 +163,21 @@ def doctor(
 
 async def _examine(file: Path, directory: Path | None) -> list[Finding]:
     from node import doctor as d
-    from node.config import load_config
+    from node.config import HOW_TO_BEGIN, load_config
     from node.local.cluster import LocalCluster
 
-    files = [file]
+    files, how_to_begin = [file], HOW_TO_BEGIN
     findings: list[Finding] = []
     if directory is not None:
         cluster = LocalCluster(directory)
         files = [cluster.config_file(n) for n in cluster.nodes]
+        how_to_begin = f"baton up --dir {cluster.dir} writes it again"
         findings += d.binaries()
     configs: list[Config] = []
     for path in files:
+        if not path.exists():
+            findings.append(d.Finding("config", d.FAIL, f"{path}: no such file", how_to_begin))
+            continue
         try:
             configs.append(load_config(path))
         except ConfigError as e:

@@ -53,44 +53,36 @@ def up(
     """Start a cluster on this machine: etcd, Redis, market data, a paper venue and trading nodes.
 
     On a directory that was used before, it goes on with what is there; options that are not given stay as they were."""
-    from node.local.cluster import LocalCluster
+    with interruptible():
+        from node.local.cluster import LocalCluster
 
-    cluster = LocalCluster(directory)
-    cluster.refuse_running()
-    told = {
-        "nodes": nodes,
-        "etcd": etcd,
-        "feed": feed,
-        "speed": speed,
-        "venue_profile": venue_profile,
-        "strategy": strategy,
-    }
-    options = _options(cluster, {k: v for k, v in told.items() if v is not None}, config_overlay)
-    out.say(f"starting {options.nodes} nodes in {cluster.dir} on {_market(options)}")
-    cluster.start(options, timeout_s=timeout, tied=not detach)
-    out.say(f"ready; status page: {cluster.urls[0]}")
-    if not detach:
-        stay(cluster)
+        cluster = LocalCluster(directory)
+        cluster.refuse_running()
+        told = {
+            "nodes": nodes,
+            "etcd": etcd,
+            "feed": feed,
+            "speed": speed,
+            "venue_profile": venue_profile,
+            "strategy": strategy,
+        }
+        options = _options(cluster, {k: v for k, v in told.items() if v is not None}, config_overlay)
+        out.say(f"starting {options.nodes} nodes in {cluster.dir} on {options.market}")
+        cluster.start(options, timeout_s=timeout, tied=not detach)
+        out.say(f"ready; status page: {cluster.urls[0]}")
+        if not detach:
+            stay(cluster)
 
 
 def _options(cluster: LocalCluster, told: dict[str, Any], overlay: Path | None) -> Options:
     from node.local import nodeconfig
     from node.local.cluster import Options
 
-    options = replace(cluster.options if cluster.exists else Options(), **told)
+    options = replace(cluster.good_options if cluster.exists else Options(), **told)
     options.check()
     if overlay is not None:
         options = replace(options, overlay=nodeconfig.read_overlay(overlay, options.node_names))
     return options
-
-
-def _market(options: Options) -> str:
-    from node.feeds.replay import default_capture
-
-    if options.feed == "synthetic":
-        return "a synthetic market"
-    capture = options.feed or default_capture()
-    return f"market data from {capture}" if capture else "a synthetic market (no recording given or found)"
 
 
 def down(
@@ -107,32 +99,42 @@ def down(
 
 
 def stay(cluster: LocalCluster) -> None:
-    """Show the cluster until Ctrl-C, SIGTERM or SIGHUP, then stop it; a second Ctrl-C kills."""
+    """Show the cluster until Ctrl-C, SIGTERM or SIGHUP, then stop it; a second one kills. Call within `interruptible`,
+    which has to cover the start as well."""
     try:
-        with _signals_interrupt():
-            _show(cluster)
+        _show(cluster)
         reason = cluster.record().get("reason") or f"see {cluster.supervisor_log}"
         raise BatonError(f"the cluster ended by itself; {reason}")
     except KeyboardInterrupt:
         out.say("stopping; Ctrl-C again kills")
     finally:
-        try:
-            cluster.stop()
-        except KeyboardInterrupt:
-            cluster.kill()
-            cluster.stop()
+        cluster.stop_or_kill()
     out.say("stopped")
 
 
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    def interrupt(_signal: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
+class Interrupted(KeyboardInterrupt):
+    """number: of the signal."""
 
-    # SIGINT too: a shell that starts us in the background has it ignored, and asking us to stop must still work.
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted in here, so that what was begun is undone; the exit code names the
+    signal. To be entered before anything is begun: SIGTERM would end us alone and leave what we started running, and
+    SIGINT nothing at all, as a shell that starts us in the background has it ignored."""
+
+    def interrupt(number: int, _frame: Any) -> None:
+        raise Interrupted(number)
+
     before = {sig: signal.signal(sig, interrupt) for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
+    except Interrupted as e:
+        out.say("interrupted; what had started is stopped")
+        raise typer.Exit(128 + e.number) from None
     finally:
         for sig, handler in before.items():
             signal.signal(sig, handler)

@@ -35,8 +35,9 @@ def register(app: typer.Typer) -> None:
         app.command(command.__name__)(command)
 
 
-def sources(directory: Path | None, urls: list[str] | None) -> list[str]:
-    """Whom to ask. --dir beats --url beats the usual directory. Raises ConfigError if there is nobody."""
+def sources(directory: Path | None, urls: list[str] | None, *, may_be_stopped: bool = False) -> list[str]:
+    """Whom to ask. --dir beats --url beats the usual directory. Raises ConfigError if there is nobody; Unreachable for
+    a local cluster that is known to be stopped, unless the caller will ask again and again."""
     from node.client import check_url
     from node.local.cluster import LocalCluster
 
@@ -45,6 +46,9 @@ def sources(directory: Path | None, urls: list[str] | None) -> list[str]:
     cluster = LocalCluster(directory or "baton-data")
     if directory is None and not cluster.exists:
         raise ConfigError("which cluster? Use --dir D, --url http://host:port, or set BATON_URL")
+    if not may_be_stopped and cluster.stopped:
+        shown = directory or "baton-data"
+        raise Unreachable(f"the cluster in {shown} is stopped; start it: baton up --dir {shown}")
     return cluster.urls
 
 
@@ -76,7 +80,7 @@ def status(
     """Who leads, may it trade, and how the others are."""
     from node.client import cluster_status
 
-    asked = sources(directory, url)
+    asked = sources(directory, url, may_be_stopped=watch)
     if not watch:
         _print_status(cluster_status(asked), output)
         return
@@ -188,8 +192,12 @@ def history(directory: Dir = None, url: Url = None, output: Output = Format.PRET
 
     answers, _ = ask_all(sources(directory, url), "/v1/history")
     rows = max((a.get("history") or [] for a in answers), key=lambda r: (r[0]["token"] or 0, len(r)) if r else (0, 0))
-    rows = [{("started_at" if k == "at" else k): v for k, v in row.items()} for row in rows]
-    _print_rows(rows, "history", HISTORY_COLUMNS, output)
+    _print_rows([_as_history(row) for row in rows], "history", HISTORY_COLUMNS, output)
+
+
+def _as_history(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the API's, as every command shows it."""
+    return {("started_at" if k == "at" else k): v for k, v in row.items()}
 
 
 ORDER_COLUMNS = (
@@ -227,7 +235,8 @@ def _from_leader(asked: list[str], what: str) -> list[dict[str, Any]]:
     answers, _ = ask_all(asked, f"/v1/{what}")
     best = next((a for a in answers if a.get("node") == leader), answers[0])
     if best.get("node") != leader:
-        out.say(f"baton: the leader ({leader or 'none'}) was not asked; this is what {best.get('node')} has")
+        why = f"the leader ({leader}) was not asked, or did not answer" if leader else "nobody leads"
+        out.say(f"baton: {why}; this is what {best.get('node')} has")
     rows: list[dict[str, Any]] = best.get(what) or []
     return rows
 
@@ -269,20 +278,32 @@ def switchover(
     from node.client import cluster_status
 
     asked = sources(directory, url)
-    before = cluster_status(asked)
+    before = cluster_status(asked).get("leader") or {}
     accepted = _ask(asked, to)
     if not wait:
-        out.say(accepted)
+        _print_accepted(accepted, output)
         return
     deadline = boottime_ns() + ns(timeout)
-    row = _wait_for_new_leader(asked, (before.get("leader") or {}).get("token") or 0, deadline)
+    row = _as_history(_wait_for_new_leader(asked, before.get("token") or 0, deadline))
+    row["came_from"] = row.get("came_from") or before.get("node")
     if output is Format.JSON:
         out.emit_json(row)
+    elif output is Format.TSV:
+        out.emit_tsv(HISTORY_COLUMNS, [row])
     else:
         way = f"{row.get('came_from') or '?'} -> {row.get('node')}"
         gap = row.get("rto_s")
-        told = "no order was due yet" if gap is None else f"trading gap {out.seconds(gap)}"
+        told = "no order yet" if gap is None else f"trading gap {out.seconds(gap)}"
         print(f"{way}, token {row.get('token')}, {told}")
+
+
+def _print_accepted(text: str, output: Format) -> None:
+    if output is Format.JSON:
+        out.emit_json({"accepted": True, "text": text})
+    elif output is Format.TSV:
+        out.emit_tsv(("accepted", "text"), [{"accepted": True, "text": text}])
+    else:
+        out.say(text)
 
 
 def _ask(asked: list[str], target: str | None) -> str:
@@ -303,11 +324,12 @@ def _ask(asked: list[str], target: str | None) -> str:
         except Unreachable as e:
             why.append(str(e))
         except Answered as e:
+            said = str(e).replace("/v1/status", "baton status").replace("/v1/history", "baton history")
             if e.code == 409:
-                raise out.Refused(str(e)) from e
+                raise out.Refused(said) from e
             if e.code == 504:
-                raise OutcomeUnknown(str(e)) from e
-            raise BatonError(str(e)) from e
+                raise OutcomeUnknown(said) from e
+            raise BatonError(said) from e
         else:
             return str(answer.get("text") or "accepted")
     raise Unreachable("; ".join(why))

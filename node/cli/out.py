@@ -64,7 +64,8 @@ def emit_json(data: dict[str, Any], *, compact: bool = False) -> None:
 
 
 def emit_tsv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """A line of names, then a line per row. Nothing is a dash; a tab or line end inside a value becomes a blank."""
+    """A line of names, then a line per row. Nothing, or an empty text, is a dash; a tab or line end inside a value
+    becomes a blank."""
     print("\t".join(columns))
     for row in rows:
         print("\t".join(_cell(row.get(c)) for c in columns))
@@ -72,7 +73,7 @@ def emit_tsv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return "true" if value else "false"

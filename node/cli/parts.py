@@ -82,6 +82,7 @@ def venue_run(
     from node.paper_venue.profile import parse_profile
     from node.paper_venue.server import VenueServerConfig, run_venue
 
+    _address(listen)
     config = VenueServerConfig(
         listen,
         directory,
@@ -92,6 +93,15 @@ def venue_run(
         drop_ack_after=drop_ack_after,
     )
     _serve(run_venue(config))
+
+
+def _address(listen: str) -> tuple[str, int]:
+    from node.config_model import host_port
+
+    try:
+        return host_port(listen)
+    except ValueError as e:
+        raise ConfigError(f"--listen {listen}: {e}") from e
 
 
 def _instrument(text: str) -> Any:
@@ -150,14 +160,12 @@ def feed_serve(
         raise typer.BadParameter(f"{start!r}: clock or beginning", param_hint="--start")
     if capture is not None and synthetic:
         raise typer.BadParameter("either --capture or --synthetic", param_hint="--synthetic")
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--listen {listen!r}: write host:port")
+    host, port = _address(listen)
     source = None if synthetic else capture or default_capture()
     out.say(f"feed: {source or 'synthetic market'}")
     config = FeedServerConfig(
-        host=host.strip("[]"),
-        port=int(port),
+        host=host,
+        port=port,
         capture=source,
         speed=speed,
         start="clock" if start == "clock" else "beginning",

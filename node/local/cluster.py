@@ -38,6 +38,7 @@ from node.local.servers import ServerFailed, free_ports
 
 SCHEMA = 1
 RECORD = "cluster.json"
+_ALWAYS_THERE = {"id": str, "options": dict, "ports": dict}
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 NODE_GRACE_S = 8.0
@@ -63,6 +64,16 @@ class Options:
     overlay: dict[str, Any] = field(default_factory=dict)
     venue_args: list[str] = field(default_factory=list)
     feed_args: list[str] = field(default_factory=list)
+
+    @property
+    def market(self) -> str:
+        """For people."""
+        from node.feeds.replay import default_capture
+
+        if self.feed == "synthetic":
+            return "a synthetic market"
+        capture = self.feed or default_capture()
+        return f"market data from {capture}" if capture else "a synthetic market (no recording given or found)"
 
     @property
     def node_names(self) -> list[str]:
@@ -140,6 +151,11 @@ class LocalCluster:
             ) from e
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             raise ConfigError(f"{self.record_file} is not of this version of Baton; use another directory")
+        if not all(isinstance(record.get(key), kind) for key, kind in _ALWAYS_THERE.items()):
+            raise ConfigError(
+                f"{self.record_file} lacks some of {', '.join(_ALWAYS_THERE)}; stop what still runs, remove it, and "
+                "start anew"
+            )
         return record
 
     def update(self, **changes: Any) -> None:
@@ -154,8 +170,16 @@ class LocalCluster:
 
     @property
     def options(self) -> Options:
-        known = {f.name for f in fields(Options)}
-        return Options(**{k: v for k, v in self.record()["options"].items() if k in known})
+        """Of the latest start, whether it succeeded or not."""
+        return _as_options(self.record()["options"])
+
+    @property
+    def good_options(self) -> Options:
+        """What the next start goes on with: the options of the last one that came to trade, else the defaults. The
+        number of etcd members is that of the data, whoever made it."""
+        record = self.record()
+        good = record.get("good_options", record["options"])  # a record that knows no others is of a good start
+        return replace(_as_options(good) if good else Options(), etcd=self.options.etcd)
 
     @property
     def nodes(self) -> list[str]:
@@ -200,6 +224,11 @@ class LocalCluster:
     @property
     def running(self) -> bool:
         return self.supervisor is not None
+
+    @property
+    def stopped(self) -> bool:
+        """It was stopped, or gave up; not so while it starts, or after its supervisor was killed."""
+        return not self.running and self.record().get("state") in ("stopped", "failed")
 
     def programs(self) -> dict[str, dict[str, Any]]:
         """By name: state, process, restarts, last_exit, log."""
@@ -259,24 +288,27 @@ class LocalCluster:
 
         Raises ClusterRunning, ConfigError (an option, a generated configuration, a port that is taken), ServerFailed
         (shows the log of what did not start); after any of them nothing that this call started is running."""
-        with self._locked() as lock:
-            self.refuse_running()
-            self._prepare(options)
-            ready_in, ready_out = os.pipe()
-            life_in, life_out = os.pipe()
+        ready_in, ready_out = os.pipe()
+        life_in, life_out = os.pipe()
+        prepared = False
+        try:
             try:
-                child = self._spawn(lock, ready_out, life_in if tied else None)
+                with self._locked() as lock:
+                    self.refuse_running()
+                    self._prepare(options)
+                    prepared = True
+                    child = self._spawn(lock, ready_out, life_in if tied else None)
             finally:
                 os.close(ready_out)
                 os.close(life_in)
-        if tied:
-            self._lifeline = life_out
-        else:
-            os.close(life_out)
-        try:
+                if tied and prepared:
+                    self._lifeline = life_out
+                else:
+                    os.close(life_out)
             self._wait_ready(child, ready_in, timeout_s)
         except BaseException:  # Ctrl-C too: leave nothing running behind
-            self.stop()
+            if prepared:  # else what runs here, if anything, is not ours
+                self.stop_or_kill()
             raise
         finally:
             os.close(ready_in)
@@ -301,6 +333,14 @@ class LocalCluster:
             programs = {n: p | {"process": None, "state": "stopped"} for n, p in self.programs().items()}
             self.update(state="stopped", supervisor=None, programs=programs)
         return supervisor is not None or bool(left)
+
+    def stop_or_kill(self) -> None:
+        """Stop; who cannot wait for that and interrupts again has everything killed."""
+        try:
+            self.stop()
+        except KeyboardInterrupt:
+            self.kill()
+            self.stop()
 
     def kill(self) -> None:
         """SIGKILL for everything, the supervisor first."""
@@ -379,8 +419,8 @@ class LocalCluster:
             raise
 
     def _lay_out(self, options: Options) -> None:
-        old = self.record() if self.exists else {}
-        if old and old["options"]["etcd"] != options.etcd:
+        old: dict[str, Any] = self.record() if self.exists else {"good_options": None}
+        if self.exists and old["options"]["etcd"] != options.etcd:
             raise ConfigError(
                 f"--etcd {options.etcd}: the data in {self.dir} is of {old['options']['etcd']} etcd members; "
                 "keep that number, or use another directory"
@@ -390,6 +430,7 @@ class LocalCluster:
             schema=SCHEMA,
             id=old.get("id") or secrets.token_hex(8),
             options=asdict(options),
+            good_options=old.get("good_options", old.get("options")),
             ports=ports,
             state="starting",
             reason="",
@@ -473,6 +514,11 @@ class LocalCluster:
         waiting = [f"{n}: {p['state']}" for n, p in record["programs"].items() if p["state"] != "running"]
         said = ", ".join(waiting) or record["reason"] or "no program answers yet"
         return f"{said}; see {self.supervisor_log} and {self.dir}/nodes/*/log"
+
+
+def _as_options(told: Mapping[str, Any]) -> Options:
+    known = {f.name for f in fields(Options)}
+    return Options(**{k: v for k, v in told.items() if k in known})
 
 
 def _refuse_taken(port: int, name: str, directory: Path) -> None:

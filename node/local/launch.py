@@ -197,7 +197,7 @@ async def _run(cluster: LocalCluster, tell: Callable[[dict[str, Any]], None], li
 
     async def on_ready() -> None:
         await wait_trading(cluster)
-        cluster.update(state="ready", reason="")
+        cluster.update(state="ready", reason="", good_options=cluster.record()["options"])
         log.info("cluster_ready", directory=str(cluster.dir), urls=cluster.urls)
         tell({"ok": True})
 

@@ -79,7 +79,9 @@ def read_overlay(path: Path, nodes: list[str]) -> Table:
     try:
         overlay = tomllib.loads(path.read_text("utf-8"))
     except OSError as e:
-        raise ConfigError(f"config overlay {path}: {e.strerror}") from e
+        raise ConfigError(
+            f"config overlay {path}: {e.strerror}; name a TOML file that can be read, or leave --config-overlay out"
+        ) from e
     except ValueError as e:  # TOMLDecodeError and UnicodeDecodeError
         raise ConfigError(f"config overlay {path} is not TOML: {e}") from e
     check_overlay(overlay, nodes)

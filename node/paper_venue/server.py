@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from cluster.clock import boottime_ns, unix_ns
 from cluster.core.errors import BatonError, ConfigError, Stop
 from cluster.rpc import paper_venue_pb2 as pb
 from cluster.rpc.paper_venue_pb2_grpc import PaperVenueServicer, add_PaperVenueServicer_to_server
+from node.config_model import host_port, os_words
 from node.feeds.base import Feed
 from node.types import Instrument
 
@@ -98,12 +100,14 @@ async def run_venue(
     ready: called with the port once orders are taken. Raises ConfigError (address, directory, instruments),
     JournalCorrupt (the record is not the one that was written), JournalBroken (it can no longer be written).
     """
+    # Before the record is opened, which writes that the venue has started:
+    await _refuse_address(config.listen)
+    feed = feed or _feed(config)
     exchange = Exchange(
         Engine(config.profile, config.instruments, config.limits),
         config.directory,
         clock=lambda: Moment(boottime_ns(), unix_ns()),
     )
-    feed = feed or _feed(config)
     server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_RPCS_MAX)
     try:
         add_PaperVenueServicer_to_server(_Servicer(exchange, config), server)  # type: ignore[no-untyped-call]
@@ -147,11 +151,44 @@ async def _run(exchange: Exchange, feed: Feed | None, stop: asyncio.Event) -> No
         raise error from failures
 
 
+async def _refuse_address(address: str) -> None:
+    """Raises ConfigError, with the system's own words, for an address that gRPC could not listen on: gRPC takes a port
+    above 65535 for another one, and says of every other trouble to set GRPC_VERBOSITY."""
+    host, _, port = address.rpartition(":")
+    try:
+        if port != "0":
+            host, _ = host_port(address)
+        found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except ValueError as e:
+        raise ConfigError(f"venue listen address {address!r}: {e}") from e
+    except OSError as e:
+        raise _not_usable(address, os_words(e)) from e
+    problems = [why for family, *_, where in found if (why := _cannot_bind(family, where)) is not None]
+    if len(problems) == len(found):  # as gRPC: one of the addresses of a name is enough
+        raise _not_usable(address, problems[0])
+
+
+def _cannot_bind(family: int, where: tuple[Any, ...]) -> str | None:
+    try:
+        with socket.socket(family) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the wake of old connections is no obstacle
+            s.bind(where)
+    except OSError as e:
+        return os_words(e)
+    return None
+
+
+def _not_usable(address: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"venue listen address {address!r} cannot be used: {why}; stop who has it, or choose another address"
+    )
+
+
 async def _listen(server: grpc.aio.Server, address: str) -> int:
     try:
         port: int = server.add_insecure_port(address)
-    except RuntimeError as e:
-        raise ConfigError(f"venue listen address {address!r} cannot be used: {e}") from e
+    except RuntimeError as e:  # taken since we looked
+        raise _not_usable(address, "it is in use") from e
     await server.start()
     return port
 

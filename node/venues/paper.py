@@ -162,9 +162,17 @@ class PaperVenue:
     def _learn(self, said: pb.CapabilitiesReply) -> None:
         theirs = {i.symbol: i for i in map(wire.from_instrument, said.instruments)}
         for ours in self._instruments:
-            if theirs.get(ours.symbol) != ours:
+            known = theirs.get(ours.symbol)
+            if known is None:
+                has = ", ".join(sorted(theirs)) or "nothing"
                 raise ConfigError(
-                    f"instrument {ours.symbol}: we have {ours}, venue {self._target} has {theirs.get(ours.symbol)}"
+                    f"instrument {ours.symbol}: venue {self._target} does not trade it, only {has}; "
+                    "correct [[instruments]], or venue.target"
+                )
+            if known != ours:
+                raise ConfigError(
+                    f"instrument {ours.symbol}: [[instruments]] has {_sizes(ours)}, but venue {self._target} has "
+                    f"{_sizes(known)}; write what the venue has"
                 )
         capabilities = wire.from_capabilities(said)
         if self._supervisor is not None and capabilities != self.capabilities:
@@ -466,6 +474,10 @@ async def _heard(call: Awaitable[T]) -> T:
         if task is not None and task.cancelling() == 0:
             raise OutcomeUnknown("the connection was closed") from None
         raise
+
+
+def _sizes(i: Instrument) -> str:
+    return f"tick_size {i.tick_size}, lot_size {i.lot_size}"
 
 
 def _said(e: BaseException) -> str:

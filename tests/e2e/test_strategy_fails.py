@@ -187,7 +187,7 @@ def test_after_all_those_mistakes_nothing_is_lost_doubled_or_stale(trading: Dril
     ("path", "config", "said"),
     [
         ("nosuchbot:Bot", "", "module 'nosuchbot' is not found"),
-        ("mybot:Boot", "", "Boot is not a subclass of node.strategy.Strategy"),
+        ("mybot:Boot", "", "module mybot has no class 'Boot'; it has: Bot"),
         ("is_no_strategy:Bot", "", "Bot is not a subclass of node.strategy.Strategy"),
         ("raises_at_import:Bot", "", "module 'this_is_not_installed' is not found"),
         ("is_not_python:Bot", "", "importing is_not_python failed: SyntaxError"),
@@ -215,7 +215,7 @@ def test_the_doctor_says_what_is_wrong_with_a_strategy(directory: Path, bots: Pa
     ran = baton("doctor", "--config", file, "-o", "json", cwd=bots)
     assert ran.returncode == 1
     (finding,) = [f for f in json.loads(ran.stdout)["findings"] if f["check"] == "strategy"]
-    assert finding["level"] == "fail" and "Boot is not a subclass" in finding["text"] and finding["remedy"]
+    assert finding["level"] == "fail" and "has no class 'Boot'" in finding["text"] and finding["remedy"]
 
 
 def test_strategy_that_raises_at_start_keeps_the_cluster_from_starting_and_says_so(directory: Path, bots: Path) -> None:

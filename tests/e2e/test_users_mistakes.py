@@ -65,6 +65,8 @@ def said(ran: subprocess.CompletedProcess[str], code: int, *texts: str) -> str:
         (("venue", "record", "--dir", "nothing"), 1, ["there is no venue record at nothing"]),
         (("venue", "run", "--dir", "afile/V"), 1, ["afile/V cannot be used: Not a directory"]),
         (("venue", "run", "--dir", "V", "--instrument", "BTC"), 1, ["SYMBOL,TICK_SIZE,LOT_SIZE"]),
+        (("venue", "run", "--dir", "V", "--listen", "192.0.2.1:80"), 1, ["192.0.2.1:80", "choose another address"]),
+        (("up", "--config-overlay", "nosuch.toml"), 1, ["nosuch.toml: No such file", "leave --config-overlay out"]),
         (("feed", "serve", "--listen", "nonsense"), 1, ["nonsense", "host:port"]),
         (("doctor", "--config", "nosuch.toml"), 1, ["nosuch.toml: no such file"]),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from decimal import Decimal
@@ -14,7 +15,8 @@ import pytest
 from cluster.core.errors import ConfigError
 from cluster.core.ids import NS_PER_S
 from node.config import Config, config_schema, describe, load_config, worst_case_failover
-from node.config_model import default_order_tag
+from node.config_model import FEED_ADAPTERS, VENUE_ADAPTERS, default_order_tag
+from node.parts import make_feed, make_venue
 from node.types import client_order_id
 
 GOOD = """
@@ -103,9 +105,9 @@ def test_one_number_tunes_the_lease_and_every_default_still_fits(load: Any, ttl:
 
 
 def test_limits_become_integers_rounded_down(load: Any) -> None:
-    limits = load(RISK__BTCUSDT__MAX_POSITION="0.000019").risk_limits()
+    limits = load(RISK__BTCUSDT__MAX_POSITION="0.500019").risk_limits()
     btc = limits.instruments["BTCUSDT"]
-    assert (btc.max_order_lots, btc.max_position_lots) == (50_000, 1)
+    assert (btc.max_order_lots, btc.max_position_lots) == (50_000, 50_001)
     assert btc.max_order_notional == 50_000 * 100 * 100_000, "in tick-lots"
     assert btc.order_kinds == {"limit", "post_only"}
     assert (limits.rate.orders_burst, limits.rate.window_ns) == (20, 40 * NS_PER_S)
@@ -267,7 +269,7 @@ def test_nothing_that_could_trade_wrongly_has_a_default(complain: Any, section: 
 
 
 def test_file_problems_are_told_in_plain_words(tmp_path: Path, complain: Any) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such file.*baton init"):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such file; the README has .* --config.*config validate"):
         load_config(tmp_path / "nowhere.toml", {})
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_config(tmp_path, {})
@@ -315,7 +317,32 @@ def test_file_problems_are_told_in_plain_words(tmp_path: Path, complain: Any) ->
             {"LEASE__TTL_S": "30", "GATE__CLAIM_TTL_S": "60"},
             ["gate.claim_ttl_s = 60", "venue.order_validity_s = 107.1"],
         ),
-        ({"VENUE__ADAPTER": "ccxt:kraken"}, ["venue.adapter = ccxt:kraken", 'cluster.mode = "paper"', '"live"']),
+        ({"VENUE__ADAPTER": "ccxt:kraken"}, ["venue.adapter = ccxt:kraken: there is no such adapter; known: paper"]),
+        ({"VENUE__ADAPTER": "papr"}, ["venue.adapter = papr", "did you mean paper?"]),
+        ({"VENUE__TARGET": "10.0.0.41"}, ["venue.target = 10.0.0.41: must be host:port", "10.0.0.41:7450"]),
+        ({"VENUE__TARGET": "10.0.0.41:70000"}, ["venue.target = 10.0.0.41:70000: must be host:port"]),
+        ({"FEED__ADAPTER": "kraken"}, ["feed.adapter = kraken: there is no such adapter; known: binance"]),
+        ({"FEED__URL": "foo"}, ["feed.url = foo: must be wss://host:port"]),
+        ({"FEED__URL": ""}, ["feed.url = : must be wss://host:port"]),
+        ({"FEED__URL": "http://h:1"}, ["feed.url = http://h:1: must be wss://host:port"]),
+        ({"FEED__URL": "ws://h:70000"}, ["feed.url = ws://h:70000: must be wss://host:port"]),
+        ({"FEED__URL": "ws://h:1/stream?streams=x"}, ["feed.url = ws://h:1/stream?streams=x", "added by Baton"]),
+        ({"GATE__URL": "http://x"}, ["gate.url = http://x: must be redis://host:port/0", "rediss://"]),
+        ({"GATE__URL": "redis://h:0x/0"}, ["gate.url = redis://h:0x/0: must be redis://host:port/0"]),
+        ({"GATE__URL": "redis://[h:1"}, ["gate.url = redis://[h:1: must be redis://host:port/0"]),
+        ({"GATE__URL": "redis://[:hunter2@h:1"}, ["gate.url = ***: must be redis://host:port/0"]),
+        ({"GATE__URL": "redis://h:1?password=hunter2"}, ["gate.url = ***: must be redis://", "ssl_"]),
+        ({"ETCD__ENDPOINTS": "http://[a:1"}, ["etcd.endpoints = http://[a:1: must be http://host:port"]),
+        ({"GATE__URL": "redis://h:1/first"}, ["gate.url = redis://h:1/first: must be redis://host:port/0"]),
+        ({"GATE__URL": "redis:/:hunter2@h:1/0"}, ["gate.url = ***: must be redis://host:port/0"]),
+        (
+            {"ETCD__ENDPOINTS": "http://a:1,http://b:1,http://A:1"},
+            ["etcd.endpoints = http://a:1, http://b:1, http://A:1: a:1 stands there 2 times", "once"],
+        ),
+        (
+            {"RISK__BTCUSDT__MAX_ORDER_QTY": "2.5"},
+            ["risk.BTCUSDT.max_order_qty = 2.5", "risk.BTCUSDT.max_position = 2", "lower it, or raise max_position"],
+        ),
         ({"CLUSTER__MODE": "live", "VENUE__API_KEY": "hunter2"}, ["venue.api_key = ***", "file:/path"]),
         ({"CLUSTER__MODE": "live", "GATE__URL": "redis://:hunter2@h:1/0"}, ["gate.url = ***", "cred:NAME"]),
         ({"RISK__BTCUSDT__MAX_ORDER_QTY": "0.000001"}, ["risk.BTCUSDT.max_order_qty = 0.000001", "0.00001"]),
@@ -352,12 +379,31 @@ def test_relations_that_hold_at_the_edge_are_accepted(load: Any) -> None:
         {"VENUE__ORDER_VALIDITY_S": "1.0"},
         {"NODE__GRPC_LISTEN": "0.0.0.0:7443", "NODE__GRPC_ADVERTISE": "10.0.0.1:7443"},
         {"NODE__GRPC_LISTEN": "[fd00::1]:7443"},
-        {"CLUSTER__MODE": "live", "VENUE__ADAPTER": "ccxt:kraken", "VENUE__API_KEY": "cred:kraken"},
+        {"CLUSTER__MODE": "live", "VENUE__API_KEY": "cred:paper"},
+        {"RISK__BTCUSDT__MAX_ORDER_QTY": "2"},
+        {"GATE__URL": "rediss://me:pw@h"},
+        {"GATE__URL": "unix:///run/redis.sock"},
+        {"GATE__URL": "file:/no/url/by/itself"},
+        {"FEED__URL": "ws://[::1]:9443/prefix/stream"},
         {"ETCD__ENDPOINTS": "https://a:1", "ETCD__USER": "u", "ETCD__PASSWORD": "env:P"},
         {f"REPLICATION__{k}": v for k, v in TLS.items()},
         {"LEASE__MARGIN_S": "0.2", "LEASE__RENEW_INTERVAL_S": "0.2666"},
     ):
         load(**env)
+
+
+def test_paper_mode_never_sends_to_a_real_venue(complain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no adapter of a real venue yet; the rule stands ready for the first one."""
+    monkeypatch.setattr("node.config.VENUE_ADAPTERS", ("paper", "kraken"))
+    [line] = complain(VENUE__ADAPTER="kraken")
+    assert all(part in line for part in ("venue.adapter = kraken", 'cluster.mode = "paper"', '"live"'))
+
+
+def test_every_adapter_that_is_accepted_can_be_made(load: Any) -> None:
+    for name in VENUE_ADAPTERS:
+        assert make_venue(load(VENUE__ADAPTER=name), random.Random(1))
+    for name in FEED_ADAPTERS:
+        assert make_feed(load(FEED__ADAPTER=name), random.Random(1))
 
 
 # -- secrets ------------------------------------------------------------------------------------------------

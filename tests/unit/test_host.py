@@ -136,9 +136,10 @@ def test_strategy_is_loaded_by_path_with_its_config() -> None:
     ("path", "said"),
     [
         ("no.such.module:X", "module 'no' is not found"),
-        ("tests.unit.test_host:Missing", "Missing is not a subclass"),
+        ("tests.unit.test_host:Missing", "module tests.unit.test_host has no class 'Missing'; it has: .*Scripted"),
+        ("node.types:Missing", "has no class 'Missing'; a strategy is a subclass of node.strategy.Strategy"),
         ("tests.unit.test_host:Rig", "Rig is not a subclass"),
-        ("tests.unit.test_host", "is not a subclass"),
+        ("tests.unit.test_host", "has no class ''"),
     ],
 )
 def test_path_that_names_no_strategy_is_a_config_error(path: str, said: str) -> None:
@@ -158,11 +159,19 @@ def test_module_beside_the_configuration_is_found_and_its_failures_are_named(
         "    def __init__(self, config):\n"
         "        raise ValueError('lots = 0 must be above 0')\n"
     )
+    (tmp_path / "my_hungry_bot.py").write_text(
+        "from node.strategy import Strategy\n"
+        "class Bot(Strategy):\n"
+        "    def __init__(self, config):\n"
+        "        self.qty = config['qty_lots']\n"
+    )
     (tmp_path / "my_needy_bot.py").write_text("import no_such_library\n")
     with pytest.raises(ConfigError, match="importing my_broken_bot failed: RuntimeError: boom"):
         load_strategy("my_broken_bot:Bot", {})
-    with pytest.raises(ConfigError, match="does not accept it: lots = 0 must be above 0"):
+    with pytest.raises(ConfigError, match="does not accept it: ValueError: lots = 0 must be above 0"):
         load_strategy("my_picky_bot:Bot", {})
+    with pytest.raises(ConfigError, match=r"KeyError: 'qty_lots'; is that key missing from \[strategy.config\]\?"):
+        load_strategy("my_hungry_bot:Bot", {})
     with pytest.raises(ConfigError, match="module 'no_such_library' is not found"):
         load_strategy("my_needy_bot:Bot", {})
 

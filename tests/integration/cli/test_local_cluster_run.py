@@ -194,6 +194,54 @@ def test_down_works_after_everything_was_killed_and_up_goes_on_with_the_data(dir
     assert cluster.record()["state"] == "stopped"
 
 
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("detach", [["--detach"], []])
+def test_a_start_that_is_interrupted_leaves_nothing_running(
+    directory: Path, sig: signal.Signals, detach: list[str]
+) -> None:
+    words = [sys.executable, "-m", "node.cli", "up", "--dir", str(directory), *SMALL, *detach]
+    cluster = LocalCluster(directory)
+    up = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=_as_in_the_background)
+    with up:
+        until(lambda: cluster.exists and cluster.programs())  # the supervisor is at work
+        up.send_signal(sig)
+        assert up.wait(LIMIT_S) == 128 + sig
+        assert up.stderr is not None
+        said = up.stderr.read()
+        assert said.endswith("interrupted; what had started is stopped\n") and "ready" not in said
+    assert not living(cluster) and cluster.record()["state"] == "stopped"
+
+
+def test_a_demo_that_is_interrupted_while_it_starts_takes_its_directory_away(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "from chaos.cli import main; main()", "demo", *SMALL]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    demo = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=_as_in_the_background)
+    with demo:
+        found = until(lambda: list(tmp_path.glob("baton-demo-*/cluster.json")))
+        cluster = LocalCluster(found[0].parent)
+        mark = until(lambda: cluster.programs() and cluster.record()["id"])
+        demo.send_signal(signal.SIGTERM)
+        assert demo.wait(LIMIT_S) == 128 + signal.SIGTERM
+        assert demo.stderr is not None and "on a synthetic market" in demo.stderr.read()
+    assert not list(process.marked(mark))
+    assert not list(tmp_path.glob("baton-demo-*"))
+
+
+def _as_in_the_background() -> None:
+    """A shell without job control has its background processes ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def test_the_options_of_a_start_that_failed_are_forgotten(directory: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("no capture\n")
+    bad = ["--nodes", "2", "--etcd", "1", "--feed", text, "--venue-profile", "expiry"]
+    assert "text.txt" in baton("up", "--dir", directory, *bad, "--detach", code=1).stderr
+    baton("up", "--dir", directory, "--nodes", "1", "--feed", "synthetic", "--detach")
+    assert LocalCluster(directory).options.venue_profile == "token"
+    baton("down", "--dir", directory)
+
+
 def test_a_start_that_fails_says_why_and_leaves_nothing_running(directory: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.toml"
     overlay.write_text('[gate]\nurl = "redis://127.0.0.1:1/0"\n')

@@ -225,18 +225,28 @@ async def test_record_of_other_tick_sizes_is_refused(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("listen", ["127.0.0.1:notaport", "256.1.1.1:80", "{taken}"])
+@pytest.mark.parametrize("listen", ["127.0.0.1:notaport", "127.0.0.1:70000", "256.1.1.1:80", "192.0.2.1:80", "{taken}"])
 async def test_address_that_cannot_be_used_is_refused(server: RunningVenue, tmp_path: Path, listen: str) -> None:
     address = listen.replace("{taken}", f"127.0.0.1:{server.port}")
-    with pytest.raises(ConfigError, match="listen address"):
+    with pytest.raises(ConfigError, match="listen address") as refused:
         async with running_venue(tmp_path / "second", listen=address):
             pass
+    assert "GRPC_VERBOSITY" not in str(refused.value)
+    assert "must be host:port" in str(refused.value) or "choose another address" in str(refused.value)
+    assert not (tmp_path / "second").exists(), "a venue that never started has not written that it did"
 
 
 async def test_instruments_that_differ_are_refused_by_the_adapter(server: RunningVenue) -> None:
     wrong = (Instrument(SYMBOL, Decimal("0.001"), Decimal("0.00001")),)
-    with pytest.raises(ConfigError, match=SYMBOL):
+    with pytest.raises(ConfigError) as refused:
         await server.adapter(instruments=wrong).connect()
+    assert str(refused.value) == (
+        f"instrument {SYMBOL}: [[instruments]] has tick_size 0.001, lot_size 0.00001, "
+        f"but venue 127.0.0.1:{server.port} has tick_size 0.01, lot_size 0.00001; write what the venue has"
+    )
+    unknown = (Instrument("DOGEUSDT", Decimal("0.001"), Decimal("1")),)
+    with pytest.raises(ConfigError, match=rf"DOGEUSDT: venue .* does not trade it, only {SYMBOL}, ETHUSDT; correct"):
+        await server.adapter(instruments=unknown).connect()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.journal import Journal
+from cluster.journal_file import corrupt
 from node import doctor
 from node.config import Config, load_config
 from node.doctor import FAIL, OK, WARN, Finding
@@ -83,6 +84,26 @@ def test_a_wrong_configuration_is_exit_1_with_a_line_per_error(baton: Baton, wri
     assert all(line.startswith("baton: ") for line in ran.err.splitlines())
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["config", "validate", "nofile"], ["node", "run", "-c", "nofile"], ["node", "resign", "--dead", "-c", "nofile"]],
+)
+def test_a_file_that_is_not_there_is_named_with_what_to_do_instead(baton: Baton, words: list[str]) -> None:
+    ran = baton(*words)
+    assert ran.code == 1
+    assert "nofile: no such file; the README has the smallest configuration" in ran.err and "--config" in ran.err
+    assert "baton init" not in ran.err
+
+
+def test_what_could_not_run_is_told_before_it_is_tried(baton: Baton, write: Callable[..., Path]) -> None:
+    file = write(gate={"url": "http://x"}, feed={"url": "foo"}, venue={"target": "10.0.0.41"})
+    for words in (["config", "validate", file], ["node", "run", "--config", file], ["doctor", "--config", file]):
+        ran = baton(*words)
+        assert ran.code == 1
+        told = ran.out + ran.err
+        assert "gate.url = http://x" in told and "feed.url = foo" in told and "venue.target = 10.0.0.41" in told
+
+
 def test_show_tells_every_value_and_where_it_comes_from(
     baton: Baton, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +158,9 @@ def test_a_broken_journal_is_exit_1_and_says_what_is_wrong(baton: Baton, journal
     assert ran.code == 1
     told = json.loads(ran.out)["journals"][0]
     assert told["ok"] is False and str(journal) in told["problem"]
+    assert "Keep the file. A node that finds this" in told["problem"]
+    assert "baton journal verify" not in told["problem"], "it is what was just run"
+    assert "look closer with `baton journal verify" in str(corrupt(journal, "x")), "but others may say so"
 
 
 def test_no_journal_is_an_error_that_names_the_path(baton: Baton, tmp_path: Path) -> None:
@@ -188,6 +212,15 @@ def test_a_wrong_instrument_is_named(baton: Baton, tmp_path: Path, given: str) -
     assert f"--instrument {given!r}: write SYMBOL,TICK_SIZE,LOT_SIZE" in ran.err
 
 
+@pytest.mark.parametrize("port", ["70000", "65536", "0", "-1", "http", ""])
+def test_a_port_that_there_is_not_is_refused_and_not_taken_for_another(baton: Baton, tmp_path: Path, port: str) -> None:
+    for words in (["venue", "run", "--dir", tmp_path / "V"], ["feed", "serve", "--synthetic"]):
+        ran = baton(*words, "--listen", f"127.0.0.1:{port}")
+        assert ran.code == 1
+        assert f"baton: --listen 127.0.0.1:{port}: must be host:port, like" in ran.err
+    assert not (tmp_path / "V").exists()
+
+
 # -- doctor ------------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +230,7 @@ async def test_servers_that_are_not_there_are_failures_with_a_remedy(config: Cal
         findings = [f for f in await gathered(ask(c)) if f.level == FAIL]
         assert findings, ask
         assert all(f.remedy for f in findings)
+        assert not any(f.text.startswith(f"{f.check}:") for f in findings), "it is told as `check: text`"
     (feed,) = doctor.feed(c)
     assert (feed.level, "does not answer" in feed.text) == (FAIL, True)
 
@@ -216,6 +250,14 @@ def test_a_configuration_that_is_wrong_is_what_doctor_finds(baton: Baton, write:
     assert "lease.ttl_s" in ran.out
 
 
+def test_a_configuration_that_is_not_there_is_what_doctor_finds(baton: Baton, tmp_path: Path) -> None:
+    ran = baton("doctor", "--config", "nofile.toml", "-o", "json")
+    assert ran.code == 1
+    [found] = json.loads(ran.out)["findings"]
+    assert (found["level"], found["text"]) == ("fail", "nofile.toml: no such file")
+    assert "README" in found["remedy"] and "correct" not in found["remedy"]
+
+
 def test_the_worst_failover_is_told_for_the_live_settings(config: Callable[..., Config]) -> None:
     told = next(f.text for f in doctor.settings(config(lease={"ttl_s": 2.0})) if f.check == "failover")
     assert "host lost 2.10 s" in told
@@ -230,6 +272,16 @@ def test_settings_that_weaken_a_promise_are_warned_of(config: Callable[..., Conf
 
 def test_a_secret_that_cannot_be_read_fails(config: Callable[..., Config]) -> None:
     assert FAIL in levels(list(doctor.settings(config(venue={"api_key": "file:/no/such"}))), "secrets")
+
+
+def test_a_secret_that_cannot_be_read_is_one_finding_among_the_others(baton: Baton, write: Callable[..., Path]) -> None:
+    ran = baton("doctor", "--config", write(venue={"api_key": "file:/no/such"}), "-o", "json")
+    assert (ran.code, ran.err) == (1, "")
+    found = json.loads(ran.out)["findings"]
+    named = [f["check"] for f in found if "file:/no/such" in f["text"]]
+    assert named == ["secrets", "venue"]
+    assert {"gate", "feed", "disk", "ports", "journal"} <= {f["check"] for f in found}
+    assert all(f["remedy"] for f in found if f["level"] == "fail")
 
 
 def test_ports_are_free_or_said_to_be_taken(config: Callable[..., Config]) -> None:

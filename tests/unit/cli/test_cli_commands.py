@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.core.errors import BatonError
+from node.local.cluster import LocalCluster
 from tests.support.node_api import NodeApi, row, status
 from tests.unit.cli.conftest import Baton
 
@@ -125,6 +127,16 @@ def test_no_cluster_named_and_none_here_is_an_error_with_the_remedy(baton: Baton
     assert "--dir D, --url http://host:port, or set BATON_URL" in ran.err
 
 
+@pytest.mark.parametrize("words", [["status"], ["orders"], ["switchover"]])
+def test_a_local_cluster_that_is_stopped_is_said_to_be_so(baton: Baton, words: list[str], tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path / "lab")
+    cluster.dir.mkdir()
+    cluster.update(schema=1, id="x", options={}, ports={}, state="stopped")
+    ran = baton(*words, "--dir", "lab")
+    assert (ran.code, ran.out) == (4, "")
+    assert ran.err == "baton: the cluster in lab is stopped; start it: baton up --dir lab\n"
+
+
 def test_an_answer_that_is_not_json_is_said_to_be_none(baton: Baton) -> None:
     with NodeApi({"/v1/status": (200, b"<html>")}) as odd:
         ran = baton("status", "--url", odd.url)
@@ -175,6 +187,13 @@ def test_orders_of_another_than_the_leader_are_said_to_be_so(baton: Baton, nodes
     assert ran.code == 0
     assert "the leader (n1) was not asked" in ran.err
     assert len(ran.out.splitlines()) == 1
+    nodes[1].answers["/v1/status"] = (200, status("n2", None, 5, [row("n2", "standby")]))
+    assert baton("orders", "--url", nodes[1].url).err.startswith("baton: nobody leads; this is what n2 has\n")
+
+
+def test_in_tsv_nothing_and_an_empty_text_are_a_dash(baton: Baton, nodes: Any) -> None:
+    head, line = baton("orders", *urls(nodes), "-o", "tsv").out.splitlines()
+    assert dict(zip(head.split("\t"), line.split("\t"), strict=True))["reason"] == "-"
 
 
 def test_positions_as_tsv(baton: Baton, nodes: Any) -> None:
@@ -193,6 +212,21 @@ def test_switchover_asks_one_node_with_target_and_actor(baton: Baton, nodes: Any
     assert "@" in asked[0]["actor"]
 
 
+def test_an_accepted_switchover_is_data_where_data_is_asked_for(baton: Baton, nodes: Any) -> None:
+    ran = baton("switchover", *urls(nodes), "-o", "json")
+    assert (ran.code, ran.err, json.loads(ran.out)) == (0, "", {"schema": 1, "accepted": True, "text": "asked"})
+    assert baton("switchover", *urls(nodes), "-o", "tsv").out == "accepted\ttext\ntrue\tasked\n"
+
+
+def test_a_refusal_names_commands_and_not_paths_of_the_api(baton: Baton, nodes: Any) -> None:
+    for n in nodes:
+        n.answers["/v1/switchover"] = (409, {"error": "no", "remedy": "see /v1/status: who leads"})
+    assert baton("switchover", *urls(nodes)).err == "baton: no; see baton status: who leads\n"
+    for n in nodes:
+        n.answers["/v1/switchover"] = (504, {"error": "late", "remedy": "look at /v1/status and /v1/history"})
+    assert baton("switchover", *urls(nodes)).err == "baton: late; look at baton status and baton history\n"
+
+
 def test_a_refused_switchover_is_exit_3_with_reason_and_remedy(baton: Baton, nodes: Any) -> None:
     for n in nodes:
         n.answers["/v1/switchover"] = (409, {"error": "n2 is not in sync", "remedy": "wait"})
@@ -207,7 +241,8 @@ def test_a_switchover_that_nobody_answered_is_exit_5_as_it_may_happen(baton: Bat
     assert len([1 for n in nodes for path, _ in n.asked if path == "/v1/switchover"]) == 1  # never asked twice
 
 
-def test_waiting_streams_the_phases_until_the_new_leader_trades(baton: Baton, nodes: Any) -> None:
+@pytest.mark.parametrize("output", ["json", "tsv", "pretty"])
+def test_waiting_streams_the_phases_until_the_new_leader_trades(baton: Baton, nodes: Any, output: str) -> None:
     halfway = [row("n1", "draining"), row("n2", "standby")]
     done = [row("n1", "standby"), row("n2", "leader")]
     looks = iter(
@@ -223,11 +258,31 @@ def test_waiting_streams_the_phases_until_the_new_leader_trades(baton: Baton, no
         return 202, {"text": "asked"}
 
     nodes[0].answers["/v1/switchover"] = after_asked
-    ran = baton("switchover", "--url", nodes[0].url, "--wait", "-o", "json")
+    ran = baton("switchover", "--url", nodes[0].url, "--wait", "-o", output)
     assert ran.code == 0
     assert "n1 draining" in ran.err and "trading allowed" in ran.err
-    told = json.loads(ran.out)
-    assert (told["token"], told["node"], told["rto_s"]) == (9, "n2", 0.02)
+    if output == "pretty":
+        assert ran.out == "n1 -> n2, token 9, trading gap 20.0 ms\n"
+    elif output == "tsv":
+        head, line = (text.split("\t") for text in ran.out.splitlines())
+        assert head == baton("history", "--url", nodes[0].url, "-o", "tsv").out.splitlines()[0].split("\t")
+        assert line[:6] == ["9", "n2", "n1", "switchover", "ann", "2026-01-01T00:00:00.000Z"]
+    else:
+        told = json.loads(ran.out)
+        assert (told["token"], told["node"], told["rto_s"]) == (9, "n2", 0.02)
+        assert told["started_at"] == "2026-01-01T00:00:00.000Z" and "at" not in told
+
+
+def test_when_time_is_up_before_the_record_is_there_both_nodes_are_named(baton: Baton, nodes: Any) -> None:
+    done = status("n1", "n2", 9, [row("n1", "standby"), row("n2", "leader")], history=[])
+
+    def after_asked(_body: Any) -> tuple[int, Any]:
+        nodes[0].answers["/v1/status"] = (200, done)
+        return 202, {"text": "asked"}
+
+    nodes[0].answers["/v1/switchover"] = after_asked
+    ran = baton("switchover", "--url", nodes[0].url, "--wait", "--timeout", "0.1")
+    assert (ran.code, ran.out) == (0, "n1 -> n2, token 9, no order yet\n")
 
 
 def test_waiting_too_long_is_exit_5(baton: Baton, nodes: Any) -> None:

@@ -55,6 +55,25 @@ def test_refused_options_leave_the_record_of_the_last_good_start(cluster: LocalC
     assert cluster.record() == good
 
 
+def test_options_of_a_start_that_failed_are_not_taken_up_by_the_next(cluster: LocalCluster) -> None:
+    # 1. Nothing came to trade yet: the defaults, but for the etcd members whose data is there.
+    prepare(cluster, Options(nodes=2, etcd=1, venue_profile="expiry"))
+    assert cluster.options.venue_profile == "expiry"
+    assert cluster.good_options == Options(etcd=1)
+    # 2. One did: what it was told stays, whatever failed afterwards. (`launch.py` writes this.)
+    cluster.update(state="ready", good_options=cluster.record()["options"])
+    prepare(cluster, Options(nodes=3, etcd=1, venue_profile="plain"))
+    cluster.update(state="failed")
+    assert cluster.good_options == Options(nodes=2, etcd=1, venue_profile="expiry")
+
+
+def test_a_record_of_a_baton_that_kept_only_one_set_of_options_is_of_a_good_start(cluster: LocalCluster) -> None:
+    record = prepare(cluster, Options(nodes=2, etcd=1))
+    del record["good_options"]
+    cluster.record_file.write_text(json.dumps(record))
+    assert cluster.good_options == Options(nodes=2, etcd=1)
+
+
 def test_the_layout_has_a_configuration_per_node_with_its_own_ports(cluster: LocalCluster) -> None:
     record = prepare(cluster, Options(nodes=2, etcd=1, overlay={"per_node": {"n2": {"node": {"priority": 7}}}}))
     from node.config import load_config
@@ -101,7 +120,9 @@ def test_no_cluster_is_said_with_how_to_start_one(cluster: LocalCluster) -> None
     assert cluster.stop() is False
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "id": "x", "options": [], "ports": {}}']
+)
 def test_a_record_that_is_none_is_an_error_and_not_a_traceback(cluster: LocalCluster, text: str) -> None:
     cluster.dir.mkdir()
     cluster.record_file.write_text(text)
@@ -118,6 +139,33 @@ def test_a_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
 def test_a_lock_that_is_held_means_that_a_cluster_runs(cluster: LocalCluster) -> None:
     with cluster._locked(), pytest.raises(ClusterRunning, match="baton down --dir"):
         cluster.start(Options(nodes=1, etcd=1))
+
+
+def test_who_interrupts_the_stopping_has_everything_killed(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    class Slow(LocalCluster):
+        def stop(self, timeout_s: float = 30.0) -> bool:
+            done.append("stop")
+            if len(done) == 1:
+                raise KeyboardInterrupt
+            return True
+
+        def kill(self) -> None:
+            done.append("kill")
+
+    Slow(tmp_path).stop_or_kill()
+    assert done == ["stop", "kill", "stop"]
+
+
+def test_a_start_that_was_refused_stops_nothing_of_what_runs(cluster: LocalCluster) -> None:
+    prepare(cluster, Options(nodes=1, etcd=1))
+    me = ProcessId.of(os.getpid())
+    assert me is not None
+    cluster.update(supervisor=me.as_record(), state="ready")
+    with pytest.raises(ClusterRunning):
+        cluster.start(Options(nodes=1, etcd=1))
+    assert cluster.running and cluster.record()["state"] == "ready"  # and this test goes on
 
 
 def test_what_is_recorded_counts_only_while_it_is_the_same_process(cluster: LocalCluster) -> None:
