@@ -464,6 +464,7 @@ class Keeper:
         self._trouble()
         self._worker = None
         self._hello = None
+        self._status = self._status | {"ready": False}  # the next one has to say it anew
         self._feed(ev.WorkerExited(self._fatal or how))
         self._publish.set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,3 +108,48 @@ async def test_switchover_that_nobody_answers_ends_with_advice(monkeypatch: pyte
     node = Node()
     accepted, text = await node.report.switchover(None, "ops")
     assert not accepted and "baton status" in text
+
+
+def test_node_is_ready_when_it_could_trade_if_it_led() -> None:
+    node = Node()
+    good = Conditions(feed=FeedState.LIVE, gate_unreachable="", venue_unreachable="")
+    node.parts.conditions = good
+    assert node.report.published()["ready"]
+    for broken in (
+        {"feed": FeedState.STALE},
+        {"gate_unreachable": "no answer"},
+        {"venue_unreachable": "no answer"},
+        {"strategy_failed": "on_market raised KeyError"},
+    ):
+        node.parts.conditions = replace(good, **broken)
+        assert not node.report.published()["ready"], broken
+
+
+@pytest.mark.parametrize(
+    ("ready", "in_sync", "asked"), [(True, "j2", True), (False, "j2", False), (True, "another journal", False)]
+)
+def test_leader_without_market_data_hands_over_only_to_one_that_could_trade(
+    ready: bool, in_sync: str, asked: bool
+) -> None:
+    node = Node()
+    node.parts.name = "n1"
+    mine = {"ready": True, "journal_id": "j1"}
+    node.report.see(
+        {"members": {"n1": mine, "n2": {"ready": ready, "journal_id": "j2"}}, "insync": {"n1": "j1", "n2": in_sync}}
+    )
+    node.report.hand_over("feed stale")
+    if not asked:
+        assert node.sent == []
+        return
+    (request,) = node.sent
+    assert isinstance(request, link.AskSwitchover)
+    assert (request.target, request.actor) == (None, "n1: feed stale")
+
+
+def test_node_that_stepped_down_says_why_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node()
+    node.parts.name = "n1"
+    node.leading.stepped_down = (0, "gate: it has seen token 115")
+    for seconds, told in ((3, ["n1 led, and stepped down 3 s ago: gate: it has seen token 115."]), (61, [])):
+        monkeypatch.setattr(report_module, "boottime_ns", lambda s=seconds: s * 10**9)
+        assert list(node.report._leading_warnings()) == told
