@@ -1,4 +1,4 @@
-"""Follows the venue's record while the venue runs: which token's orders were accepted first and last."""
+"""Follows the venue's record while the venue runs: which order of each token was accepted first."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ POLL_S = 0.02
 
 
 class RecordTail:
-    """Reads on from where it stopped. first_order, last_order: token -> line of an accepted new order."""
+    """Reads on from where it stopped. first_order: token -> line of its first accepted new order."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.first_order: dict[int, dict[str, Any]] = {}
-        self.last_order: dict[int, dict[str, Any]] = {}
         self.orders_accepted = 0
         self.seq = 0  # venue_seq of the last line read
 
@@ -30,7 +29,6 @@ class RecordTail:
                 token = line["token"] or 0
                 self.orders_accepted += 1
                 self.first_order.setdefault(token, line)
-                self.last_order[token] = line
 
     def wait_order(self, token_min: int, timeout_s: float) -> dict[str, Any] | None:
         """The first accepted order of the lowest token that is at least `token_min`; None if there is none in time."""

@@ -45,20 +45,24 @@ class Requests:
 
     def look(self, raw: Mapping[str, k.RawKey]) -> None:
         """After every change of a key: is there a request to take, or an answer to one of ours?"""
-        asked = k.switchover_of(raw.get(self._keys.switchover))
-        if asked is not None and self._leads() and asked.mod_revision != self._taken:
-            self._taken = asked.mod_revision
-            self._spawn(self._take(asked), "take-switchover")
+        found = raw.get(self._keys.switchover)
+        if found is not None and self._leads() and found.mod_revision != self._taken:
+            self._taken = found.mod_revision
+            self._spawn(self._take(found), "take-switchover")
         for request_id in list(self._asked):
             answer = k.load(raw.get(self._keys.answer(request_id)))
             if answer is not None:
                 self._asked.discard(request_id)
                 self._tell(link.SwitchoverAnswer(request_id, bool(answer.get("ok")), str(answer.get("text", ""))))
 
-    async def _take(self, asked: k.SwitchoverRequest) -> None:
-        if not await self._registry.take_switchover(asked.mod_revision):
+    async def _take(self, found: k.RawKey) -> None:
+        if not await self._registry.take_switchover(found.mod_revision):
             self._taken = 0  # if it is still there, the next view will show it
-        elif not self._leads():
+            return
+        asked = k.switchover_of(found)
+        if asked is None:
+            return  # rubbish, which the log has named; left there, no other request could be made
+        if not self._leads():
             await self._registry.answer_switchover(asked.id, False, f"{self._me} has just lost the lead; try again")
         elif (unix_ns() - asked.at) / NS_PER_S < ANSWER_TTL_S:  # later, nobody waits for it any more
             self._feed(ev.SwitchoverAsked(asked.target, asked.actor, asked.id))

@@ -66,7 +66,7 @@ def judge(c: Conditions) -> Permission:
     if c.gate_closed:
         return Permission(Level.BLOCKED, f"gate: {c.gate_closed.removeprefix('gate: ')}")
     if c.venue_down:
-        return Permission(Level.BLOCKED, f"venue: {c.venue_down.removeprefix('venue: ')}")
+        return Permission(Level.BLOCKED, f"venue: {c.venue_down}")
     if c.clock_unknown:
         return Permission(Level.BLOCKED, "venue: its clock is not known")
     if c.unprotected:
