@@ -24,6 +24,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,16 @@ from .core.errors import BatonError, ConfigError, InvariantViolation, OutcomeUnk
 from .core.ids import NS_PER_S, Incarnation, Instant, JournalId, LogIndex, NodeId, Term
 from .core.lease import LeaseRules, View
 from .core.ward import Timing
-from .etcd import (
-    Changes,
-    EtcdRefused,
-    KeyValue,
-    LeaseGone,
-    Snapshot,
-)
+from .etcd import EtcdRefused, LeaseGone
 from .home import Home
+from .mirror import Mirror
 from .permit import PermitPage
 from .picture import cluster_picture, grpc_address
 from .record import LeadershipRecord
-from .registry import SETTLE_S, Identity, Registry, etcd_client
+from .registry import SETTLE_S, Registry, etcd_client
 from .requests import Requests
 from .spec import KeeperSpec
+from .transactions import Identity
 
 TICK_S = 0.02
 STANDBY_TICK_S = 0.05  # a standby's worker that hangs costs nothing yet, and has the longer limit (core/ward.py)
@@ -117,8 +114,7 @@ class Keeper:
             tell=self._tell,
             feed=self._feed,
         )
-        self._raw: dict[str, k.RawKey] = {}
-        self._cluster_id = 0
+        self.mirror = Mirror(self.keys, self.rules.ttl)
         self._lease_id: int | None = None
         self._status: dict[str, Any] = {}
         self._hello: link.Hello | None = None
@@ -256,12 +252,12 @@ class Keeper:
             case act.Acquire() | act.Renew() | act.Evict() | act.Resign():
                 self._spawn(self._transact(action), f"{type(action).__name__}-{action.request}")
             case act.TellFollow(node, term):
-                self._tell(link.Follow(node, grpc_address(self.keys, self._raw, node), term))
+                self._tell(link.Follow(node, grpc_address(self.keys, self.mirror.raw, node), term))
             case act.TellPrepare(term):
                 self._tell(link.Prepare(term))
             case act.TellLead():
                 self._last_sign = 0  # whatever trouble there was, it was not this term's
-                resigned = k.load(self._raw.get(self.keys.resigned)) or {}
+                resigned = k.load(self.mirror.raw.get(self.keys.resigned)) or {}
                 self._record = LeadershipRecord(self.spec.node, action, resigned, unix_ns())
                 self._tell(
                     link.Lead(
@@ -323,20 +319,11 @@ class Keeper:
     async def _watch(self) -> None:
         """Raises Stop when another etcd cluster answers, or its revisions fell: tokens could repeat."""
         async for seen in self.etcd.watch(self.keys.prefix):
-            match seen:
-                case Snapshot():
-                    self._raw = changed = {kv.key: _raw(kv) for kv in seen.kvs}
-                case Changes():
-                    changed = {}
-                    for e in seen.events:
-                        self._raw.pop(e.kv.key, None)
-                        if not e.deleted:
-                            self._raw[e.kv.key] = changed[e.kv.key] = _raw(e.kv)
-            self._cluster_id = self.etcd.cluster_id or 0
-            view = k.view_of(self.keys, self._raw, seen.revision, self._cluster_id, self.rules.ttl)
-            self._feed(ev.ViewSeen(view))
-            self.requests.look(self._raw)
-            if self.keys.insync not in self._raw and self.keys.tenure in self._raw and not self._insync_missed:
+            written = self.mirror.apply(seen, self.etcd.cluster_id or 0)
+            self._feed(ev.ViewSeen(self.mirror.view))
+            raw = self.mirror.raw
+            self.requests.look(raw)
+            if self.keys.insync not in raw and self.keys.tenure in raw and not self._insync_missed:
                 self.log.error(
                     "insync_missing",
                     key=self.keys.insync,
@@ -344,8 +331,8 @@ class Keeper:
                     "(baton journal verify -o json), and put its node back with etcdctl, as "
                     '{"members":{"NODE":"JOURNAL_ID"}}',
                 )
-            self._insync_missed = self.keys.insync not in self._raw
-            for name in k.unreadable(self.keys, changed):
+            self._insync_missed = self.keys.insync not in raw
+            for name in k.unreadable(self.keys, written):
                 self.log.error("key_unreadable", key=name, remedy="correct or delete it with etcdctl")
 
     async def _keep_lease(self) -> None:
@@ -425,7 +412,7 @@ class Keeper:
             self._record_put = value
             await self.registry.put_history(value)
             mine = self.keys.history_of(value["token"])
-            others = sorted(n for n in self._raw if n.startswith(self.keys.history) and n != mine)
+            others = sorted(n for n in self.mirror.raw if n.startswith(self.keys.history) and n != mine)
             await self.registry.forget(others[: 1 - HISTORY_KEPT])
 
     # -- the worker ----------------------------------------------------------------------------------------
@@ -477,7 +464,7 @@ class Keeper:
         match message:
             case link.Hello():
                 self._hello = message
-                self.registry.addresses = {"grpc": message.grpc, "http": message.http}
+                self.registry.me = replace(self.registry.me, grpc=message.grpc, http=message.http)
                 self._feed(
                     ev.WorkerHello(
                         JournalId(message.journal_id),
@@ -536,24 +523,20 @@ class Keeper:
             "cluster": self.spec.cluster,
             "node": self.node,
             "role": type(self.election.role).__name__.lower(),
-            "etcd_cluster_id": self._cluster_id,
+            "etcd_cluster_id": self.mirror.view.cluster_id,
             "etcd_revision": view.revision if view else 0,
             "etcd_silent_s": (now - self.etcd.answered_at) / NS_PER_S,
             "keeper_pid": os.getpid(),
             "seen_at": unix_ns(),
             **cluster_picture(
                 self.keys,
-                self._raw,
+                self.mirror.raw,
                 view or View(0),
                 act_until=held.act_until if held else None,
                 renewal_seen=self.election.last_renewal_seen(),
                 now=now,
             ),
         }
-
-
-def _raw(kv: KeyValue) -> k.RawKey:
-    return k.RawKey(kv.value, kv.create_revision, kv.mod_revision)
 
 
 def main() -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .core.ids import Incarnation, JournalId, NodeId, Term
 from .core.lease import InSync, LeaderKey, Member, Resigned, Tenure, View
+
+if TYPE_CHECKING:
+    from .etcd.model import KeyValue
 
 STRANGER = NodeId("?")
 VALUE_MAX = 32 * 1024
@@ -23,25 +26,33 @@ T = TypeVar("T")
 _REQUEST_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
-@dataclass(frozen=True)
-class RawKey:
+class RawKey(NamedTuple):
     """One key as etcd has it."""
 
     value: bytes
     create_revision: int
     mod_revision: int
 
-    @cached_property
+    @classmethod
+    def of(cls, kv: KeyValue) -> RawKey:
+        return cls(kv.value, kv.create_revision, kv.mod_revision)
+
+    @property
     def fields(self) -> dict[str, Any] | None:
-        """The value as an object, not to be changed; None: it does not hold one. Parsed once: every change of any key
-        makes every keeper look at all of them."""
-        if len(self.value) > VALUE_MAX:
-            return None
-        try:
-            value = json.loads(self.value)
-        except (ValueError, RecursionError):
-            return None
-        return value if isinstance(value, dict) else None
+        """The value as an object, not to be changed; None: it does not hold one."""
+        return _parsed(self.value)
+
+
+# Several look at each value that changed, one after the other, and at those of the members all the time.
+@lru_cache(maxsize=128)
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    if len(text) > VALUE_MAX:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +90,11 @@ class Keys:
         return self.answers + request_id
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+
+
 def dump(**fields: Any) -> bytes:
-    return json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
+    return _encode(fields).encode()
 
 
 def load(raw: RawKey | None) -> dict[str, Any] | None:
@@ -176,24 +190,60 @@ def switchover_of(raw: RawKey | None) -> SwitchoverRequest | None:
 
 def view_of(keys: Keys, raw: Mapping[str, RawKey], revision: int, cluster_id: int, own_ttl: int) -> View:
     """The View of these keys. own_ttl (ns): what is assumed of a holder whose value cannot be read."""
-    leader = tenure = resigned = None
-    if (r := raw.get(keys.leader)) is not None:
-        leader = _read(r, _leader) or LeaderKey(
-            STRANGER, Incarnation("?"), "?", 0, own_ttl, 0, Term(r.create_revision), r.mod_revision
-        )
+    tenure = resigned = None
     if (r := raw.get(keys.tenure)) is not None:
         tenure = _read(r, _tenure) or Tenure(STRANGER, Incarnation("?"), "?", own_ttl, Term(r.mod_revision))
     if (r := raw.get(keys.resigned)) is not None:
         # An unreadable `resigned` proves nothing: token 0 matches no tenure.
         resigned = _read(r, _resigned) or Resigned(Term(0), "unreadable", "?", None, 0)
+    leader = _leader_of(raw.get(keys.leader), own_ttl)
     members: dict[NodeId, Member] = {}
     for name, r in raw.items():
         if name.startswith(keys.members):
-            # One that cannot be read is not waited for; nothing rests on it.
-            member = _read(r, _member_named(keys, name))
-            if member is not None:
-                members[member.node] = member
+            _note_member(members, keys, name, r)
     return View(revision, leader, tenure, resigned, insync_of(raw.get(keys.insync)), members, cluster_id)
+
+
+def view_after(
+    before: View,
+    changed: Iterable[str],
+    keys: Keys,
+    raw: Mapping[str, RawKey],
+    revision: int,
+    cluster_id: int,
+    own_ttl: int,
+) -> View:
+    """What `view_of` says of these keys, if it said `before` before the keys `changed` were written or deleted.
+
+    Every renewal, and what every member says each second, comes this way to every keeper; the history alone may be a
+    thousand keys that did not change."""
+    leader, members = before.leader, before.members
+    for name in changed:
+        if name == keys.leader:
+            leader = _leader_of(raw.get(name), own_ttl)
+        elif name.startswith(keys.members):
+            members = {**members}
+            _note_member(members, keys, name, raw.get(name))
+        elif not name.startswith((keys.history, keys.answers)):  # of which a View says nothing
+            return view_of(keys, raw, revision, cluster_id, own_ttl)
+    return replace(before, revision=revision, leader=leader, members=members, cluster_id=cluster_id)
+
+
+def _leader_of(raw: RawKey | None, own_ttl: int) -> LeaderKey | None:
+    if raw is None:
+        return None
+    return _read(raw, _leader) or LeaderKey(
+        STRANGER, Incarnation("?"), "?", 0, own_ttl, 0, Term(raw.create_revision), raw.mod_revision
+    )
+
+
+def _note_member(members: dict[NodeId, Member], keys: Keys, name: str, raw: RawKey | None) -> None:
+    """One that cannot be read is not waited for; nothing rests on it."""
+    member = _read(raw, _member_named(keys, name)) if raw is not None else None
+    if member is not None:
+        members[member.node] = member
+    else:
+        members.pop(NodeId(name[len(keys.members) :]), None)
 
 
 def _member_named(keys: Keys, name: str) -> _Make[Member]:

@@ -1,7 +1,7 @@
-"""What a node writes into etcd, one transaction each (DESIGN 4). Says what happened; decides nothing.
+"""Sends what a node writes into etcd, and says what happened; decides nothing.
 
-Every write that means something compares what it rests on, so a late or repeated one does nothing. A lost reply is
-`Answer.UNKNOWN`, never "no". Read next: `keys.py` (the values), `keeper.py` (who calls this).
+What leadership rests on is made in `transactions.py`; what only informs, and operators' requests, is made here. A lost
+reply is `Answer.UNKNOWN`, never "no". Read next: `transactions.py`, `keeper.py` (who calls this).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import random
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,19 @@ from .core.ids import Instant
 from .etcd import (
     EtcdClient,
     EtcdRefused,
-    Op,
+    Snapshot,
     TlsFiles,
+    Txn,
+    TxnResult,
     absent,
-    create_revision,
     delete,
-    get,
     mod_revision,
     put,
 )
 from .home import Home
+from .mirror import Mirror
 from .spec import KeeperSpec
+from .transactions import INSYNC_UNKNOWN, Dates, Identity, InSyncOutcome, change_insync, insync_outcome, tries
 
 log = structlog.get_logger()
 
@@ -71,29 +72,6 @@ def _tls_files(names: Mapping[str, str]) -> TlsFiles:
     return TlsFiles(path("ca"), path("cert"), path("key"), names.get("server_name"))
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who writes. ttl: ns."""
-
-    node: str
-    incarnation: str
-    home: str
-    ttl: int
-
-    @property
-    def ttl_ms(self) -> int:
-        return self.ttl // 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class InSyncOutcome:
-    """outcome: done, refused or unknown; for refused, members and revision are what stands now."""
-
-    outcome: str
-    members: dict[str, str]
-    revision: int
-
-
 class Registry:
     """timeout_s: of each transaction that the lease hangs on."""
 
@@ -102,118 +80,48 @@ class Registry:
         self.keys = keys
         self.me = me
         self.timeout_s = timeout_s
-        self.addresses = {"grpc": "", "http": ""}
 
-    # -- the lease -------------------------------------------------------------------------------------------
+    # -- what leadership rests on ------------------------------------------------------------------------------
 
     async def carry_out(
         self, request: act.EtcdRequest, *, last_sign: int = 0, renewal_seen: Instant | None = None
     ) -> tuple[Answer, int]:
-        """(answer, etcd's revision). last_sign: Unix ns of our own last sign of life, for a resignation. renewal_seen:
-        when the renewal of the leader to be evicted was first seen. Neither decides anything: they date the record."""
+        """(answer, etcd's revision). last_sign, renewal_seen: as in `Dates`."""
         try:
-            match request:
-                case act.Acquire():
-                    return await self._acquire(request)
-                case act.Renew():
-                    return await self._renew(request)
-                case act.Evict():
-                    return await self._evict(request, renewal_seen)
-                case act.Resign():
-                    return await self.resign(request.token, request.reason, request.actor, request.successor, last_sign)
+            return await self.try_all(request, last_sign=last_sign, renewal_seen=renewal_seen)
         except (OutcomeUnknown, Unreachable):
             return Answer.UNKNOWN, 0
         except EtcdRefused as e:
             log.warning("etcd_refused", request=type(request).__name__, reason=str(e))
             return Answer.REFUSED, 0
 
-    async def _txn(self, compare: list[Any], success: list[Op]) -> tuple[Answer, int]:
-        done = await self.etcd.txn(compare, success, timeout_s=self.timeout_s)
-        return (Answer.DONE if done.succeeded else Answer.REFUSED), done.revision
-
-    async def _acquire(self, request: act.Acquire) -> tuple[Answer, int]:
-        keys = self.keys
-        return await self._txn(
-            [
-                absent(keys.leader),
-                mod_revision(keys.tenure) == request.tenure_seen,
-                mod_revision(keys.insync) == request.insync_seen,
-            ],
-            [
-                put(keys.leader, self._leader(request.attempt, 0), lease=request.lease_id),
-                put(keys.tenure, self._tenure()),
-                put(keys.insync, k.dump(members=dict(request.members))),
-            ],
-        )
-
-    async def _renew(self, request: act.Renew) -> tuple[Answer, int]:
-        return await self._txn(
-            [create_revision(self.keys.leader) == request.token],
-            [put(self.keys.leader, self._leader(request.attempt, request.renewal), lease=request.lease_id)],
-        )
-
-    async def _evict(self, request: act.Evict, renewal_seen: Instant | None) -> tuple[Answer, int]:
-        last_sign = unix_ns() - (boottime_ns() - renewal_seen) if renewal_seen is not None else 0
-        resigned = self._resigned(request.token, "evicted", self.me.node, None, last_sign)
-        return await self._txn(
-            [mod_revision(self.keys.leader) == request.mod_revision], [delete(self.keys.leader), resigned]
-        )
-
-    async def resign(
-        self, token: int, reason: str, actor: str, successor: str | None, last_sign: int
+    async def try_all(
+        self, request: act.EtcdRequest, *, last_sign: int = 0, renewal_seen: Instant | None = None
     ) -> tuple[Answer, int]:
-        """DONE also when the key had vanished and the tenure was still ours: then nobody has to wait for it."""
-        resigned = self._resigned(token, reason, actor, successor, last_sign)
-        keys = self.keys
-        answer, revision = await self._txn([create_revision(keys.leader) == token], [delete(keys.leader), resigned])
-        if answer is Answer.REFUSED:
-            answer, revision = await self._txn([absent(keys.leader), mod_revision(keys.tenure) == token], [resigned])
-        return answer, revision
-
-    def _resigned(self, token: int, reason: str, actor: str, successor: str | None, last_sign: int) -> Op:
-        """last_sign: Unix ns of the old leader's last sign of life, where RTO starts; 0: not known."""
-        value = k.dump(token=token, reason=reason, actor=actor, successor=successor, at=unix_ns(), last_sign=last_sign)
-        return put(self.keys.resigned, value)
-
-    def _leader(self, attempt: int, renewal: int) -> bytes:
-        me = self.me
-        return k.dump(
-            node=me.node,
-            incarnation=me.incarnation,
-            home=me.home,
-            attempt=attempt,
-            ttl_ms=me.ttl_ms,
-            renewal=renewal,
-            **self.addresses,
-        )
-
-    def _tenure(self) -> bytes:
-        me = self.me
-        return k.dump(node=me.node, incarnation=me.incarnation, home=me.home, ttl_ms=me.ttl_ms)
-
-    # -- the in-sync set ---------------------------------------------------------------------------------------
+        """As `carry_out`, but raises what EtcdClient.txn raises."""
+        dates = Dates(unix_ns(), Instant(boottime_ns()), last_sign, renewal_seen)
+        revision = 0
+        for txn in tries(self.keys, self.me, request, dates):
+            answer = await self._send(txn)
+            if answer.succeeded:
+                return Answer.DONE, answer.revision
+            revision = answer.revision
+        return Answer.REFUSED, revision
 
     async def change_insync(self, term: int, members: Mapping[str, str], expected_revision: int) -> InSyncOutcome:
         """Only while `term` still leads, and nobody has changed the set since `expected_revision`."""
-        keys = self.keys
         try:
-            done = await self.etcd.txn(
-                [create_revision(keys.leader) == term, mod_revision(keys.insync) == expected_revision],
-                [put(keys.insync, k.dump(members=dict(members)))],
-                [get(keys.insync)],
-                timeout_s=self.timeout_s,
-            )
+            answer = await self._send(change_insync(self.keys, term, members, expected_revision))
         except (Unreachable, OutcomeUnknown) as e:
             log.warning("insync_change_unknown", term=term, reason=str(e))
-            return InSyncOutcome("unknown", {}, 0)
+            return INSYNC_UNKNOWN
         except EtcdRefused as e:
             log.error("insync_change_failed", term=term, reason=str(e))
-            return InSyncOutcome("unknown", {}, 0)
-        if done.succeeded:
-            return InSyncOutcome("done", dict(members), done.revision)
-        kvs = done.responses[0].kvs
-        stands = k.insync_of(k.RawKey(kvs[0].value, kvs[0].create_revision, kvs[0].mod_revision) if kvs else None)
-        return InSyncOutcome("refused", {str(n): str(j) for n, j in stands.members.items()}, stands.mod_revision)
+            return INSYNC_UNKNOWN
+        return insync_outcome(members, answer)
+
+    async def _send(self, txn: Txn) -> TxnResult:
+        return await self.etcd.txn(txn.compare, txn.success, txn.failure, timeout_s=self.timeout_s)
 
     # -- what only informs ----------------------------------------------------------------------------------------
 
@@ -283,8 +191,9 @@ async def resign_dead(spec: KeeperSpec) -> str:
     with closing(Home.open(Path(spec.data_dir))) as home:
         async with etcd_client(spec.etcd) as etcd:
             found = await etcd.range(keys.prefix, prefix=True, timeout_s=_SLOW_S)
-            raw = {kv.key: k.RawKey(kv.value, kv.create_revision, kv.mod_revision) for kv in found.kvs}
-            view = k.view_of(keys, raw, found.revision, found.cluster_id, ttl)
+            mirror = Mirror(keys, ttl)
+            mirror.apply(Snapshot(found.kvs, found.revision), found.cluster_id)
+            view = mirror.view
             last = view.leader or view.tenure
             if last is None or last.home != home.id:
                 return f"{node} did not lead"
@@ -292,5 +201,6 @@ async def resign_dead(spec: KeeperSpec) -> str:
             if view.leader is None and view.ended_properly:  # as after a clean stop; its successor must stay named
                 return over
             registry = Registry(etcd, keys, Identity(node, "", home.id, ttl), _SLOW_S)
-            answer, _ = await registry.resign(last.token, "process died", node, None, unix_ns())
+            request = act.Resign(0, last.token, "process died", node, None)
+            answer, _ = await registry.try_all(request, last_sign=unix_ns())
             return f"resigned token {last.token} for {node}" if answer is Answer.DONE else over

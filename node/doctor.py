@@ -182,7 +182,7 @@ async def _etcd_keys(client: EtcdClient, config: Config) -> AsyncIterator[Findin
 
     keys = Keys(config.cluster.name)
     found = await client.range(keys.prefix, prefix=True, timeout_s=_ETCD_TIMEOUT_S)
-    raw = {kv.key: RawKey(kv.value, kv.create_revision, kv.mod_revision) for kv in found.kvs}
+    raw = {kv.key: RawKey.of(kv) for kv in found.kvs}
     for name in unreadable(keys, raw):
         yield Finding("etcd keys", FAIL, f"{name} holds what no Baton wrote", "correct or delete it with etcdctl")
     nodes = [n.removeprefix(keys.members) for n in raw if n.startswith(keys.members)]

@@ -27,7 +27,8 @@ from cluster.core.errors import ConfigError, Unreachable
 from cluster.core.ids import ns
 from cluster.rpc.etcd import rpc_pb2, rpc_pb2_grpc
 
-from .model import Outcome, RevisionRolledBack, WrongCluster, judge
+from .model import RevisionRolledBack, WrongCluster
+from .wire import Outcome, judge
 
 log = structlog.get_logger()
 

@@ -11,7 +11,7 @@ Used by the keeper inside one event loop. What it promises:
   left counts as no answer.
 
 Not here: leases that keep themselves, locks, elections. They need clocks and judgement (`cluster/core/lease.py`).
-Read next: `model.py` for the values and errors, `watch.py` for the stream.
+Read next: `model.py` for the values and errors, `wire.py` for the messages, `watch.py` for the stream.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cluster.core.errors import ConfigError, OutcomeUnknown, Unreachable
 from cluster.core.ids import ns
 from cluster.rpc.etcd import rpc_pb2
 
-from . import model
+from . import model, wire
 from .channels import Channels, Endpoint, Guard, TlsFiles, cancelled_from_outside, heard, transport_reason
 from .model import (
     NO_ANSWER,
@@ -45,13 +45,11 @@ from .model import (
     MemberStatus,
     Op,
     OpResult,
-    Outcome,
     RangeResult,
     TxnResult,
-    judge,
-    refusal,
 )
 from .watch import Watch
+from .wire import Outcome, judge, refusal
 
 log = structlog.get_logger()
 
@@ -185,13 +183,13 @@ class EtcdClient:
         """
         request = rpc_pb2.TxnRequest(
             compare=[c.build_message() for c in compare],
-            success=[model.op_message(op) for op in success],
-            failure=[model.op_message(op) for op in failure],
+            success=[wire.op_message(op) for op in success],
+            failure=[wire.op_message(op) for op in failure],
         )
         reply = await self._call(_txn, request, timeout_s, once=True)
         h = reply.header
         return TxnResult(
-            reply.succeeded, tuple(map(model.op_result, reply.responses)), h.revision, h.cluster_id, h.raft_term
+            reply.succeeded, tuple(map(wire.op_result, reply.responses)), h.revision, h.cluster_id, h.raft_term
         )
 
     async def put(self, key: str, value: bytes, lease: int = 0, *, timeout_s: float | None = None) -> int:
@@ -205,7 +203,7 @@ class EtcdClient:
         start, end = model.key_range(key, prefix)
         request = rpc_pb2.DeleteRangeRequest(key=start, range_end=end, prev_kv=True)
         reply = await self._call(_delete, request, timeout_s, once=True)
-        return OpResult(tuple(map(model.key_value, reply.prev_kvs)), reply.deleted)
+        return OpResult(tuple(map(wire.key_value, reply.prev_kvs)), reply.deleted)
 
     # -- reads and leases: repeated elsewhere -------------------------------------------------------------
 
@@ -221,7 +219,7 @@ class EtcdClient:
         request = rpc_pb2.RangeRequest(key=start, range_end=end, limit=limit)
         reply = await self._call(_range, request, timeout_s)
         h = reply.header
-        return RangeResult(tuple(map(model.key_value, reply.kvs)), h.revision, h.cluster_id, h.raft_term)
+        return RangeResult(tuple(map(wire.key_value, reply.kvs)), h.revision, h.cluster_id, h.raft_term)
 
     async def lease_grant(self, ttl_s: int, *, timeout_s: float | None = None) -> GrantedLease:
         """A new lease with the TTL that etcd granted: at least what was asked for, else EtcdRefused.

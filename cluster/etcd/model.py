@@ -1,19 +1,16 @@
 """What the etcd client takes and gives: the vocabulary of a transaction, results as plain values, and the errors.
 
-No I/O here. The comparisons and operations are etcd3's own (`etcd3.transactions`), so a transaction reads as in its
-documentation: `txn([mod_revision(key) == 7], [put(key, b"x")])`.
+Pure. The comparisons and operations are etcd3's own (`etcd3.transactions`), so a transaction reads as in its
+documentation: `txn([mod_revision(key) == 7], [put(key, b"x")])`. Read next: `wire.py`, which carries them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, NamedTuple
 
-import grpc
-
 from cluster.core.errors import BatonError, OutcomeUnknown, Stop, Unreachable
-from cluster.rpc.etcd import rpc_pb2, transactions
+from cluster.rpc.etcd import transactions
 
 # -- errors -----------------------------------------------------------------------------------------------
 
@@ -53,79 +50,6 @@ class RevisionRolledBack(Stop):
             "Restore it with a revision bump, or start over: stop all nodes and move their data directories away"
         )
         self.before, self.after = before, after
-
-
-class Outcome(Enum):
-    """What a failed call did to etcd, as far as its error tells."""
-
-    NOT_DONE = "not done"  # certainly: it was not sent, or was turned away before it was proposed
-    UNKNOWN = "unknown"
-    STALE_TOKEN = "stale token"  # turned away; authenticate and it may pass
-    REFUSED = "refused"
-
-
-# Never sent, or turned away before the proposal (etcd: api/v3rpc/interceptor.go, etcdserver/v3_server.go, raft.go).
-_NOT_DONE = (
-    "failed to connect to all addresses",
-    "etcdserver: no leader",  # the answer to our `hasleader`
-    "raft proposal dropped",
-    "etcdserver: too many requests",
-    "etcdserver: rpc not supported for learner",
-)
-_STALE_TOKEN = (
-    "invalid auth token",
-    "user name is empty",
-    "revision in header is old",
-    "revision of auth store is old",
-)
-_REFUSED = {
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.ALREADY_EXISTS,
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.OUT_OF_RANGE,
-    grpc.StatusCode.UNIMPLEMENTED,
-}
-
-
-def judge(error: grpc.aio.AioRpcError) -> Outcome:
-    """Sort a gRPC error by what etcd did. What is not known for certain is UNKNOWN.
-
-    That includes UNAVAILABLE in general (the connection broke while we waited, "leader changed", "request timed
-    out") and "not a primary lessor", which etcd sends as UNKNOWN when it has just lost its leader (etcd#21671).
-    """
-    code, text = error.code(), error.details() or ""
-    if any(t in text for t in _STALE_TOKEN):
-        return Outcome.STALE_TOKEN
-    if any(t in text for t in _NOT_DONE):
-        return Outcome.NOT_DONE
-    # RESOURCE_EXHAUSTED is also what our own side says of a reply too large to take: then it was done.
-    if code in _REFUSED or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and text.startswith("etcdserver:")):
-        return Outcome.REFUSED
-    return Outcome.UNKNOWN
-
-
-_HINTS = {
-    "database space exceeded": "compact and defragment etcd, then clear the alarm: etcdctl alarm disarm",
-    "invalid user ID or password": "check etcd user and password",
-    "permission denied": "grant this user's role read and write on the cluster's prefix",
-    "user name is empty": "etcd wants a user: set etcd user and password",
-}
-
-
-def refusal(endpoint: str, error: grpc.aio.AioRpcError) -> EtcdRefused:
-    """The error for what `judge` called REFUSED (or a stale token that no authentication could cure)."""
-    code, text = error.code(), error.details() or error.code().name
-    hint = next((f"; {h}" for t, h in _HINTS.items() if t in text), "")
-    message = f"etcd at {endpoint} refused: {text.removeprefix('etcdserver: ')}{hint}"
-    if "lease not found" in text:
-        return LeaseGone(message)
-    denied = code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
-    if denied or "authentication" in text or any(t in text for t in _STALE_TOKEN):
-        return AuthRefused(message)
-    return EtcdRefused(message)
 
 
 # -- results ----------------------------------------------------------------------------------------------
@@ -228,46 +152,57 @@ Compare = Any
 Op = Any
 """An operation from below."""
 
+Create, Mod, Version, Value = transactions.Create, transactions.Mod, transactions.Version, transactions.Value
+Put, Get, Delete = transactions.Put, transactions.Get, transactions.Delete
+"""Their classes, for who reads them. Whoever writes them takes the functions below."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Txn:
+    """If all of `compare` hold do `success`, else `failure`; atomic. To be sent, not to be compared with another:
+    `==` on a comparison makes a new one of it."""
+
+    compare: tuple[Compare, ...]
+    success: tuple[Op, ...]
+    failure: tuple[Op, ...] = ()
+
 
 def create_revision(key: str) -> Compare:
     """To be compared: the revision that created `key`; 0 if it does not exist."""
-    return transactions.Create(to_bytes(key))
+    return Create(to_bytes(key))
 
 
 def mod_revision(key: str) -> Compare:
     """To be compared: the revision that last wrote `key`; 0 if it does not exist."""
-    return transactions.Mod(to_bytes(key))
+    return Mod(to_bytes(key))
 
 
 def version(key: str) -> Compare:
     """To be compared: how often `key` was written since it was created."""
-    return transactions.Version(to_bytes(key))
+    return Version(to_bytes(key))
 
 
 def value(key: str) -> Compare:
     """To be compared: the bytes at `key`. Always false for a key that does not exist."""
-    return transactions.Value(to_bytes(key))
+    return Value(to_bytes(key))
 
 
 def absent(key: str) -> Compare:
     """`key` does not exist."""
-    return transactions.Create(to_bytes(key)) == 0
+    return Create(to_bytes(key)) == 0
 
 
 def put(key: str, value: bytes, lease: int = 0) -> Op:
     """Write `key`. lease 0: bound to none (a lease it had before is dropped)."""
-    return transactions.Put(to_bytes(key), value, lease)
+    return Put(to_bytes(key), value, lease)
 
 
 def get(key: str, *, prefix: bool = False) -> Op:
-    return transactions.Get(*key_range(key, prefix))
+    return Get(*key_range(key, prefix))
 
 
 def delete(key: str, *, prefix: bool = False) -> Op:
-    return transactions.Delete(*key_range(key, prefix), prev_kv=True)
-
-
-# -- to and from the wire ---------------------------------------------------------------------------------
+    return Delete(*key_range(key, prefix), prev_kv=True)
 
 
 def to_bytes(key: str) -> bytes:
@@ -282,38 +217,3 @@ def key_range(key: str, prefix: bool) -> tuple[bytes, bytes]:
     stem = start.rstrip(b"\xff")
     # A zero byte means "the first key" on the left, "no end" on the right.
     return start or b"\0", stem[:-1] + bytes([stem[-1] + 1]) if stem else b"\0"
-
-
-def op_message(op: Op) -> Any:
-    """A RequestOp."""
-    if isinstance(op, transactions.Put):
-        request = rpc_pb2.PutRequest(key=op.key, value=op.value, lease=op.lease)
-        return rpc_pb2.RequestOp(request_put=request)
-    if isinstance(op, transactions.Delete):
-        gone = rpc_pb2.DeleteRangeRequest(key=op.key, range_end=op.range_end, prev_kv=op.prev_kv)
-        return rpc_pb2.RequestOp(request_delete_range=gone)
-    if isinstance(op, transactions.Get):
-        return rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=op.key, range_end=op.range_end))
-    raise TypeError(f"not an etcd operation: {op!r}")
-
-
-def key_value(kv: Any) -> KeyValue:
-    return KeyValue(
-        kv.key.decode("utf-8", "surrogateescape"), kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease
-    )
-
-
-def op_result(response: Any) -> OpResult:
-    """From a ResponseOp."""
-    kind = response.WhichOneof("response")
-    if kind == "response_range":
-        return OpResult(tuple(map(key_value, response.response_range.kvs)), 0)
-    if kind == "response_delete_range":
-        gone = response.response_delete_range
-        return OpResult(tuple(map(key_value, gone.prev_kvs)), gone.deleted)
-    return OpResult((), 0)
-
-
-def event(message: Any) -> Event:
-    previous = key_value(message.prev_kv) if message.HasField("prev_kv") else None
-    return Event(message.type == 1, key_value(message.kv), previous)  # mvccpb.Event.DELETE

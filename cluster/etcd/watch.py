@@ -23,7 +23,7 @@ from cluster.core.errors import BatonError, Unreachable
 from cluster.core.ids import ns
 from cluster.rpc.etcd import rpc_pb2
 
-from . import model
+from . import model, wire
 from .channels import Endpoint, cancelled_from_outside, heard, transport_reason
 from .model import NO_ANSWER, Changes, RevisionRolledBack, Snapshot
 
@@ -159,7 +159,7 @@ class Watch:
             return None
         if stream is not self._stream:
             return None
-        events = tuple(model.event(e) for e in reply.events if e.kv.mod_revision > self._revision)
+        events = tuple(wire.event(e) for e in reply.events if e.kv.mod_revision > self._revision)
         if not events:
             return None
         # Not the header's revision: that is the store's, and while catching up it is ahead of these events.

@@ -25,7 +25,7 @@ LINES_MAX = 600
 ARROWS = ["chaos", "node", "cluster", "cluster.core"]
 PURE = [
     "cluster/core/*.py",
-    *(f"cluster/{name}.py" for name in ("keys", "picture", "record")),
+    *(f"cluster/{name}.py" for name in ("etcd/model", "keys", "mirror", "picture", "record", "transactions")),
     *(
         f"node/{name}.py"
         for name in ("book", "book_order", "codec", "orders", "permission", "reconcile", "risk", "types")

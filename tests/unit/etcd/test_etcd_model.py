@@ -23,7 +23,8 @@ from cluster.etcd import (
     put,
 )
 from cluster.etcd.channels import Guard, parse_endpoint, parse_endpoints
-from cluster.etcd.model import Outcome, WrongCluster, judge, key_range, op_message, refusal
+from cluster.etcd.model import WrongCluster, key_range
+from cluster.etcd.wire import Outcome, judge, op_message, refusal
 from cluster.rpc.etcd import rpc_pb2
 from node.local.binaries import etcd_version_warnings
 
