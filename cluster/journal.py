@@ -27,7 +27,7 @@ from typing import Literal
 import structlog
 
 from . import journal_file as jf
-from .core.errors import BatonError, ConfigError, InvariantViolation, JournalBroken, OutcomeUnknown
+from .core.errors import BatonError, ConfigError, InvariantViolation, JournalBroken, JournalBusy, OutcomeUnknown
 from .core.ids import JournalId, LogIndex, Term
 from .core.log import Entry, require_uncommitted
 from .journal_file import Base, JournalLocked, JournalReport, Snapshot, set_aside, verify
@@ -47,10 +47,6 @@ __all__ = [
 log = structlog.get_logger()
 
 Durability = Literal["disk", "memory"]
-
-
-class JournalBusy(BatonError):
-    """The disk is behind by a full queue. Nothing of this call was taken; try again later or refuse the order."""
 
 
 class Journal:

@@ -320,7 +320,10 @@ class Keeper:
         """Raises Stop when another etcd cluster answers, or its revisions fell: tokens could repeat."""
         async for seen in self.etcd.watch(self.keys.prefix):
             written = self.mirror.apply(seen, self.etcd.cluster_id or 0)
-            self._feed(ev.ViewSeen(self.mirror.view))
+            view = self.mirror.view
+            if self.election.view is None or self.election.view.halted != view.halted:
+                self._tell(link.LatchSeen(view.halted))  # first: what follows may be to lead
+            self._feed(ev.ViewSeen(view))
             raw = self.mirror.raw
             self.requests.look(raw)
             if self.keys.insync not in raw and self.keys.tenure in raw and not self._insync_missed:
@@ -465,6 +468,8 @@ class Keeper:
             case link.Hello():
                 self._hello = message
                 self.registry.me = replace(self.registry.me, grpc=message.grpc, http=message.http)
+                if self.election.view is not None:
+                    self._tell(link.LatchSeen(self.election.view.halted))
                 self._feed(
                     ev.WorkerHello(
                         JournalId(message.journal_id),
@@ -488,6 +493,8 @@ class Keeper:
                 self._feed(ev.WorkerAsksToStepDown(Term(term), reason))
             case link.ProposeInSync():
                 self._spawn(self._change_insync(message), "insync")
+            case link.AskLatch():
+                self._spawn(self.requests.read_latch(message), "latch")
             case link.FirstOrder(term, at):
                 if self._record is not None and self._record.first_order(term, at):
                     self._spawn(self._put_record(self._record), "history")

@@ -75,6 +75,7 @@ class Keys:
         self.tenure = self.prefix + "tenure"
         self.resigned = self.prefix + "resigned"
         self.insync = self.prefix + "insync"
+        self.halt = self.prefix + "halt"
         self.members = self.prefix + "members/"
         self.history = self.prefix + "history/"
         self.switchover = self.prefix + "control/switchover"
@@ -184,6 +185,15 @@ def insync_of(raw: RawKey | None) -> InSync:
     return _read(raw, _insync) or InSync({STRANGER: JournalId("?")}, raw.mod_revision)
 
 
+def _halt(v: dict[str, Any], _raw: RawKey) -> str:
+    return str(v["reason"]) or "no reason given"
+
+
+def halted_of(raw: RawKey | None) -> str | None:
+    """Why the kill latch is set; None: it is not. An unreadable one counts as set: somebody wanted it to be."""
+    return None if raw is None else _read(raw, _halt) or "the halt key in etcd is unreadable"
+
+
 def switchover_of(raw: RawKey | None) -> SwitchoverRequest | None:
     return _read(raw, _switchover) if raw is not None else None
 
@@ -201,7 +211,8 @@ def view_of(keys: Keys, raw: Mapping[str, RawKey], revision: int, cluster_id: in
     for name, r in raw.items():
         if name.startswith(keys.members):
             _note_member(members, keys, name, r)
-    return View(revision, leader, tenure, resigned, insync_of(raw.get(keys.insync)), members, cluster_id)
+    insync, halted = insync_of(raw.get(keys.insync)), halted_of(raw.get(keys.halt))
+    return View(revision, leader, tenure, resigned, insync, members, cluster_id, halted)
 
 
 def view_after(
@@ -259,6 +270,7 @@ def readable(keys: Keys, name: str, raw: RawKey) -> bool:
         keys.tenure: _tenure,
         keys.resigned: _resigned,
         keys.insync: _insync,
+        keys.halt: _halt,
         keys.switchover: _switchover,
     }
     return _read(raw, makers.get(name, lambda v, _raw: v)) is not None

@@ -83,6 +83,23 @@ class InSyncAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class LatchSeen:
+    """The kill latch as the keeper's watch shows it: why it is set, None: it is not. Told before any Lead, and at every
+    change."""
+
+    halted: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LatchAnswer:
+    """The kill latch, by a linearizable read that began after AskLatch. unreadable: why it is not known; else empty."""
+
+    request: int
+    halted: str | None
+    unreadable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterSeen:
     """What the keeper sees of the cluster, for peers' addresses and for people. See `keeper.cluster_picture`."""
 
@@ -152,6 +169,11 @@ class ProposeInSync:
 
 
 @dataclass(frozen=True, slots=True)
+class AskLatch:
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
 class FirstOrder:
     """The first order of this term was accepted by the venue. at: Unix ns."""
 
@@ -188,6 +210,8 @@ Message = (
     | StopTrading
     | Drain
     | InSyncAnswer
+    | LatchSeen
+    | LatchAnswer
     | ClusterSeen
     | SwitchoverAnswer
     | Exit
@@ -198,6 +222,7 @@ Message = (
     | Stopped
     | StepDown
     | ProposeInSync
+    | AskLatch
     | FirstOrder
     | Status
     | AskSwitchover

@@ -123,6 +123,22 @@ class Registry:
     async def _send(self, txn: Txn) -> TxnResult:
         return await self.etcd.txn(txn.compare, txn.success, txn.failure, timeout_s=self.timeout_s)
 
+    # -- the kill latch ----------------------------------------------------------------------------------------
+
+    async def read_latch(self) -> str | None:
+        """Why it is set, None: it is not; by a linearizable read. Raises what EtcdClient.range raises."""
+        found = await self.etcd.range(self.keys.halt, timeout_s=self.timeout_s)
+        return k.halted_of(next((k.RawKey(kv.value, kv.create_revision, kv.mod_revision) for kv in found.kvs), None))
+
+    async def put_latch(self, reason: str, actor: str) -> None:
+        """Set it. To be followed by the gate's own halt: from then on no new order is accepted, from anybody.
+        Raises what EtcdClient.put raises."""
+        await self.etcd.put(self.keys.halt, k.dump(reason=reason, actor=actor, at=unix_ns()), timeout_s=_SLOW_S)
+
+    async def clear_latch(self) -> None:
+        """Raises what EtcdClient.delete raises."""
+        await self.etcd.delete(self.keys.halt, timeout_s=_SLOW_S)
+
     # -- what only informs ----------------------------------------------------------------------------------------
 
     async def put_member(self, lease_id: int, fields: Mapping[str, Any]) -> None:

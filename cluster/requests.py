@@ -2,6 +2,7 @@
 
     control/switchover         the request; deleted by who acts on it, before acting
     control/answers/<id>       the answer, for a minute
+    halt                       the kill latch; here it is only read, for our worker
 
 Carries, and decides nothing: `core/election.py` says yes or no. Read next: `keeper.py`, which makes and drives this.
 """
@@ -80,6 +81,14 @@ class Requests:
         if refused:
             self._asked.discard(asked.request_id)
             self._tell(link.SwitchoverAnswer(asked.request_id, False, refused))
+
+    async def read_latch(self, asked: link.AskLatch) -> None:
+        """For our worker. That it cannot be read is an answer too: the worker stays closed, and asks again."""
+        try:
+            answer = link.LatchAnswer(asked.request, await self._registry.read_latch())
+        except BatonError as e:
+            answer = link.LatchAnswer(asked.request, None, str(e) or type(e).__name__)
+        self._tell(answer)
 
     async def answer(self, request_id: str, ok: bool, text: str) -> None:
         await asyncio.sleep(SETTLE_S)

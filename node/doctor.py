@@ -193,7 +193,8 @@ async def _etcd_keys(client: EtcdClient, config: Config) -> AsyncIterator[Findin
 
 
 async def gate(config: Config) -> AsyncIterator[Finding]:
-    from node.gate import GateUnavailable, GateUnsuitable, RedisGate
+    from node.gate import GateUnavailable, GateUnsuitable
+    from node.redis_gate import RedisGate
 
     try:
         redis = RedisGate(
@@ -216,12 +217,12 @@ async def gate(config: Config) -> AsyncIterator[Finding]:
         if state.halted is not None:
             yield Finding("gate", WARN, f"halted: {state.halted}", "no order passes until somebody clears it")
         for warning in warnings:
-            yield Finding("gate durability", WARN, warning.removeprefix("gate: "), "see redis.conf")
+            yield Finding("gate durability", WARN, warning, "see redis.conf")
     except GateUnsuitable as e:
         yield Finding("gate", FAIL, str(e), "change it before trading")
     except GateUnavailable as e:
         remedy = "start Redis, or correct gate.url; without it every order is blocked"
-        yield Finding("gate", FAIL, str(e).removeprefix("gate: "), remedy)  # `check` says it already
+        yield Finding("gate", FAIL, str(e), remedy)  # `check` says it already
     finally:
         await redis.close()
 

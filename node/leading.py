@@ -1,14 +1,13 @@
 """Whether this node leads, and the way in and out: one leadership at a time.
 
-    Lead -> TermStarted -> { catch up || arm } -> settle -> Reconciled ... Granted ... StopTrading, or Drain -> Settled
+    Lead -> the journal at rest -> take over -> Reconciled ... Granted ... StopTrading, or Drain -> Settled
 
-The worker hands on what the keeper says; `trader.py` trades. Invariants:
+The worker hands on what the keeper says; `leadership.py` decides the term, `trader.py` carries it out, and what either
+has to say goes to the keeper from here. Invariants:
 
 - facts are appended through `append` alone, which refuses once the term is over;
 - `end` is synchronous: when it returns, nothing can be sent or appended for the term. User code, which may be slow,
-  hears of it only afterwards, in `rest`: the keeper waits for our word that we have stopped;
-- whatever a leadership began and has not finished (a takeover, a drain) looks, after each wait, whether it is still
-  that one: the next may have begun.
+  hears of it only afterwards, in `rest`: the keeper waits for our word that we have stopped.
 """
 
 from __future__ import annotations
@@ -16,33 +15,54 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from cluster import link
 from cluster.clock import boottime_ns, unix_ns
-from cluster.core.errors import StepDown
-from cluster.core.ids import NS_PER_S, JournalId, NodeId, Term, ns
+from cluster.core.errors import JournalBusy, StepDown
+from cluster.core.ids import JournalId, LogIndex, NodeId, Term
 from cluster.core.insync import ProposeChange, Protection
 from cluster.core.log import Entry
-from cluster.journal import JournalBusy
+from cluster.journal import Journal
 from cluster.leader_log import LeaderLog, LeaderSettings
+from node import actions as act
+from node import orders
 from node.codec import Fact, StrategyState, TermStarted, encode
 from node.feeds.base import FeedState
+from node.leadership import Leadership, TradingRules
 from node.parts import Parts
 from node.permission import Level, Permission
 from node.strategy import Role, Wish
-from node.trader import Trader, TradingRules
+from node.trader import Trader
 
-CATCH_UP_LIMIT_S = 30.0
-DRAIN_LIMIT_S = 0.4
 STRATEGY_STATE_S = 10.0
 
 STANDBY = Permission(Level.BLOCKED, "standby")
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _TermLog:
+    """node.stages.TermLog over one term's LeaderLog."""
+
+    leader: LeaderLog
+    journal: Journal
+
+    @property
+    def commit_index(self) -> LogIndex:
+        return self.leader.commit_index
+
+    @property
+    def last_index(self) -> LogIndex:
+        return self.journal.last.index
+
+    def has_all(self, node: NodeId) -> bool:
+        return any(f.node == node and f.durable >= self.last_index for f in self.leader.followers())
 
 
 class Leading:
@@ -63,6 +83,7 @@ class Leading:
         self._take_over: asyncio.Task[None] | None = None
         self._facts: dict[int, Fact] = {}  # appended by us and not applied; saves decoding them again
         self._change = 0  # number of the in-sync change under way
+        self._latch_asked = 0  # number of the latest question about the kill latch
 
     # -- facts ---------------------------------------------------------------------------------------------
 
@@ -94,34 +115,14 @@ class Leading:
         self._take_over = self._spawn(self._lead(lead, at_rest), "lead")
 
     async def _lead(self, lead: link.Lead, at_rest: Callable[[], contextlib.AbstractAsyncContextManager[None]]) -> None:
-        """Catch up (commit everything we hold), arm, settle, report. The keeper then grants the permit."""
-        parts, term, begun = self._parts, Term(lead.term), boottime_ns()
+        parts, term, told_at = self._parts, Term(lead.term), boottime_ns()
         log.info("taking_over", term=term, cause=lead.cause, came_from=lead.came_from)
         async with at_rest():
-            parts.conditions.standing = "taking over"
-            parts.conditions.gate_closed = parts.conditions.venue_down = "not armed yet"
             self._facts.clear()
             self.log = leader = self._leader_log(term, lead)
             parts.server.lead(leader)
-        first = self.append(TermStarted(parts.name, str(os.getpid())))
-        self.trader = trader = self._make_trader(term)
-        # The gate and the venue are armed while the standbys attach; what is open is asked for when both are done.
-        async with _along(trader.arm()) as arming:
-            try:
-                async with asyncio.timeout(CATCH_UP_LIMIT_S):
-                    await leader.wait_committed(first.index)
-                    await parts.delivery.wait_applied(first.index)
-            except StepDown as e:
-                log.info("takeover_ended", term=term, reason=str(e))
-                return
-            except TimeoutError:
-                self.step_down(f"takeover: entry {first.index} was not committed within {CATCH_UP_LIMIT_S:g} s")
-                return
-            phases = {"catch_up": (boottime_ns() - begun) / NS_PER_S}
-            phases["arm"] = await arming
-        phases["settle"] = await trader.settle()
-        if self.trader is trader and not trader.stopped:
-            parts.link.send(link.Reconciled(term, phases))
+        self.trader = self._make_trader(leader)
+        self.trader.begin(TermStarted(parts.name, str(os.getpid())), told_at)
 
     def _leader_log(self, term: Term, lead: link.Lead) -> LeaderLog:
         r = self._parts.config.replication
@@ -140,10 +141,10 @@ class Leading:
             ),
         )
 
-    def _make_trader(self, term: Term) -> Trader:
+    def _make_trader(self, leader: LeaderLog) -> Trader:
         parts, c = self._parts, self._parts.config
-        return Trader(
-            term=term,
+        leadership = Leadership(
+            term=leader.term,
             rules=TradingRules(
                 order_tag=c.cluster.order_tag,
                 limits=c.risk_limits(),
@@ -152,18 +153,42 @@ class Leading:
                 deadman_ttl_s=c.venue.deadman_ttl_s,
             ),
             book=parts.book,
+            log=_TermLog(leader, parts.journal),
+            clock=parts.clock,
+            conditions=parts.conditions,
+            capabilities=parts.venue.capabilities,
             append=self.append,
+            reference=self._reference,
+        )
+        return Trader(
+            leadership,
             page=parts.page,
             gate=parts.gate,
             venue=parts.venue,
             clock=parts.clock,
-            conditions=parts.conditions,
             telemetry=parts.telemetry,
-            reference=self._reference,
-            on_step_down=self.step_down,
-            on_first_order=lambda at: parts.link.send(link.FirstOrder(term, at)),
-            on_permission=self._permission_changed,
+            report=lambda said: self._report(leader.term, said),
         )
+
+    def _report(self, term: Term, said: act.Report) -> None:
+        """What one leadership has to say to the node and its keeper."""
+        tell = self._parts.link.send
+        match said:
+            case act.PermissionChanged(permission):
+                self._permission_changed(permission)
+            case act.ReportReconciled(phases_s):
+                tell(link.Reconciled(term, dict(phases_s)))
+            case act.FirstOrder():
+                tell(link.FirstOrder(term, unix_ns()))
+            case act.ReadLatch():
+                self._latch_asked += 1
+                tell(link.AskLatch(self._latch_asked))
+            case act.ReportSettled():
+                self.end("handed over")
+                tell(link.Settled(term))
+                self.rest()
+            case orders.StepDown(reason):
+                self.step_down(reason)
 
     def granted(self, term: int) -> None:
         if self.trader is not None and self.trader.term == term:
@@ -204,25 +229,25 @@ class Leading:
         self._permission_changed(STANDBY)
 
     async def drain(self, term: int, successor: str | None) -> None:
-        """The permit is gone. Wait for answers to what was sent, then until the successor has every entry; tell the
-        keeper either way: what has no answer by then is UNKNOWN, and the next leader's to settle."""
-        leader, trader, journal = self.log, self.trader, self._parts.journal
-        if leader is None or trader is None or leader.term != term:
-            return
-        self._append_strategy_state()
-        await trader.drain(DRAIN_LIMIT_S)
-        deadline = boottime_ns() + ns(DRAIN_LIMIT_S)
-        while boottime_ns() < deadline and self.log is leader:
-            last = journal.last.index
-            has_all = {f.node for f in leader.followers() if f.durable >= last}
-            if leader.commit_index >= last and (successor is None or successor in has_all):
-                break
-            await asyncio.sleep(0.001)
-        if self.log is not leader:
-            return  # the keeper has ended the term meanwhile; what leads now is another one
-        self.end("handed over")
-        self._parts.link.send(link.Settled(term))
-        self.rest()
+        """The permit is gone. Returns when the keeper has been told that all is settled, or the term has ended."""
+        if self.trader is not None and self.trader.term == term:
+            self._append_strategy_state()
+            await self.trader.drain(successor)
+
+    # -- the kill latch --------------------------------------------------------------------------------------
+
+    def latch_seen(self, halted: str | None) -> None:
+        """As etcd has it now; the keeper tells at every change."""
+        self._parts.conditions.halted = "" if halted is None else halted or "no reason given"
+        self.review()
+
+    def latch_answered(self, answer: link.LatchAnswer) -> None:
+        if self.trader is None or answer.request != self._latch_asked:
+            return  # the gate was armed again since: what was read before may be behind what the gate has lost
+        if answer.unreadable:
+            self.trader.latch_unreadable(answer.unreadable)
+        else:
+            self.trader.latch_read(answer.halted)
 
     # -- the in-sync set -----------------------------------------------------------------------------------
 
@@ -292,16 +317,3 @@ class Leading:
         if fact != known:
             with contextlib.suppress(StepDown, JournalBusy):  # the one before serves as well, a little older
                 self.append(fact)
-
-
-@contextlib.asynccontextmanager
-async def _along(work: Coroutine[Any, Any, float]) -> AsyncIterator[asyncio.Task[float]]:
-    """`work` beside what is done inside; on the way out it is cancelled and its end awaited: nobody's orphan."""
-    task = asyncio.create_task(work)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # seen: who awaited it has it

@@ -15,7 +15,7 @@ book, which holds committed facts only; what is appended and not committed yet i
 `append` may raise (the term is over, the journal is full): nothing was appended then, and nothing is noted as if it
 were. Whoever calls leaves the term, but after `place` and `cancel`, where the wish is merely declined.
 
-Units: `now` Instants (ns), `venue_now` a lower bound of the venue's clock in Unix ns. Read next: `trader.py`.
+Units: `now` Instants (ns), `venue_now` a lower bound of the venue's clock in Unix ns. Read next: `leadership.py`.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ class Permission:
 class Conditions:
     """What trading rests on. The worker keeps one and changes it as things happen; every default is "no".
 
+    halted: the kill latch as etcd has it: while it is set nobody places an order. It is the keeper who hears of it.
     gate_closed and venue_down are the leader's, of its term. gate_unreachable and venue_unreachable are what every node
     finds by asking now and then: for people, and for choosing who should lead.
 
@@ -37,6 +38,7 @@ class Conditions:
 
     standing: str = "standby"
     permit_live: bool = False
+    halted: str = "the kill latch is not known yet"  # empty: not set
     gate_closed: str = "not armed yet"  # empty: armed
     venue_down: str = "not connected yet"  # empty: connected, armed and its private stream is up
     clock_unknown: bool = True  # the venue honours expiries, and we do not know its clock well enough to set one
@@ -63,8 +65,10 @@ def judge(c: Conditions) -> Permission:
         return Permission(Level.BLOCKED, c.standing)
     if not c.permit_live:
         return Permission(Level.BLOCKED, "no permit: the lease is not confirmed")
+    if c.halted:
+        return Permission(Level.BLOCKED, f"halted: {c.halted}")
     if c.gate_closed:
-        return Permission(Level.BLOCKED, f"gate: {c.gate_closed.removeprefix('gate: ')}")
+        return Permission(Level.BLOCKED, f"gate: {c.gate_closed}")
     if c.venue_down:
         return Permission(Level.BLOCKED, f"venue: {c.venue_down}")
     if c.clock_unknown:

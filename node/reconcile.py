@@ -10,9 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cluster.core.ids import Instant, ns
 from node.book import Book
+from node.codec import Reconciled
 from node.strategy import OrderState
 from node.types import ClientOrderId, VenueFill, VenueOrder
+
+OVERLAP = 256
+"""How many events before the book's resume point are asked for again. That point is the highest place a journaled fact
+came from; should one below it have come late, and its leader died first, no stream would tell it any more."""
+JOURNALED_AT_LEAST_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +43,19 @@ class Findings:
 
 
 class Reconciler:
+    """One per term. mismatches: what stood in the latest two comparisons."""
+
     def __init__(self, book: Book) -> None:
         self.book = book
+        self.mismatches: tuple[str, ...] = ()
         self._suspects: frozenset[str] = frozenset()
+        self._journaled: Reconciled | None = None
+        self._journaled_at = Instant(0)
+
+    @property
+    def fills_after(self) -> int:
+        """From where to ask the venue for fills."""
+        return max(0, self.book.venue_event_seq - OVERLAP)
 
     def compare(self, venue: VenueSnapshot) -> Findings:
         """Call with a fresh snapshot each time; the first call after a gap only raises suspicions."""
@@ -74,6 +91,16 @@ class Reconciler:
             if journaled != theirs:
                 suspects.append(f"position {symbol}: {journaled} lots by the journal's fills, {theirs} at the venue")
         # A suspicion names its numbers, so a difference that moves is a new one and gets its second look too.
-        standing = tuple(s for s in suspects if s in self._suspects)
+        self.mismatches = tuple(s for s in suspects if s in self._suspects)
         self._suspects = frozenset(suspects)
-        return Findings(new, look_up, placed, standing)
+        return Findings(new, look_up, placed, self.mismatches)
+
+    def to_journal(self, now: Instant) -> Reconciled | None:
+        """The latest result, if it is to be journaled: when it has changed, and once a minute. Counts as done."""
+        last = self._journaled
+        due = now - self._journaled_at > ns(JOURNALED_AT_LEAST_EVERY_S)
+        if last is not None and last.mismatches == self.mismatches and not due:
+            return None
+        fact = Reconciled("periodic" if last else "takeover", self.mismatches)
+        self._journaled, self._journaled_at = fact, now
+        return fact

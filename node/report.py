@@ -153,9 +153,10 @@ class Report:
                 "connected": following.connected,
                 "refused": following.refused,
             },
-            "declined": dict(trader.declined) if trader else {},
+            "declined": dict(trader.leadership.declines.counts) if trader else {},
             "counts": asdict(parts.book.counts),
-            "mismatches": [m.text for m in parts.book.mismatches] + list(trader.mismatches if trader else ()),
+            "mismatches": [m.text for m in parts.book.mismatches]
+            + list(trader.leadership.reconciler.mismatches if trader else ()),
             "latency_s": parts.telemetry.latency_s(),
             "warnings": [*parts.warnings, *self._leading_warnings()],
         }
@@ -169,10 +170,11 @@ class Report:
         if trader is None:
             return
         yield from trader.gate_warnings
-        last = trader.last_declined
-        if last is not None and last.code != "blocked" and trader.declined_in_a_row >= DECLINED_MANY:
+        declines = trader.leadership.declines
+        last = declines.last
+        if last is not None and last.code != "blocked" and declines.in_a_row >= DECLINED_MANY:
             yield (
-                f"The last {trader.declined_in_a_row} orders that the strategy wanted were declined; the latest: "
+                f"The last {declines.in_a_row} orders that the strategy wanted were declined; the latest: "
                 f"{last.code}: {last.reason}."
             )
 

@@ -1,14 +1,14 @@
 """The worker process: wires a trading node together, and carries what the keeper says to its parts.
 
     keeper --(link: follow, prepare, lead, granted, stop, drain)--> worker
-    feed -> strategy host -> [leading: trader -> order desk -> journal, gate, venue]
+    feed -> strategy host -> [leading: trader -> leadership -> journal, gate, venue]
     journal --(committed entries, in order)--> book -> [leading: trader], strategy host
 
 One asyncio loop and one TaskGroup: a task that dies takes the process down, and the keeper resigns for it. The loop's
 own heartbeat goes into shared memory, so a strategy that blocks the loop is seen. The worker obeys: it leads when told,
 and stops when told, clearing what it has before it answers.
 
-Read next: `parts.py` (what it is made of), `leading.py` (the way in and out of leading), `trader.py` (one leadership),
+Read next: `parts.py` (what it is made of), `leading.py` (the way in and out of leading), `leadership.py` (one term),
 `host.py` (the strategy), `report.py` (what it says of itself), `cluster/replication.py`.
 """
 
@@ -56,11 +56,12 @@ from node.book import Book
 from node.codec import Intent, decode
 from node.config import Config, load_config
 from node.feeds.base import FeedState
-from node.gate import GateUnavailable, GateUnsuitable, RedisGate
+from node.gate import GateUnavailable, GateUnsuitable
 from node.host import StrategyHost, load_strategy
 from node.leading import Leading
 from node.parts import Parts, make_feed, make_venue
 from node.permission import Conditions
+from node.redis_gate import RedisGate
 from node.report import Report
 from node.status.http import StatusServer
 from node.strategy import Wish
@@ -382,6 +383,10 @@ class Worker:
                 self._spawn(leading.drain(term, successor), "drain")
             case link.InSyncAnswer():
                 leading.insync_answered(message)
+            case link.LatchSeen(halted):
+                leading.latch_seen(halted)
+            case link.LatchAnswer():
+                leading.latch_answered(message)
             case link.ClusterSeen(picture):
                 self._see(picture)
             case link.SwitchoverAnswer():
@@ -511,7 +516,7 @@ class Worker:
                     conditions.venue_unreachable = ""
             else:
                 conditions.venue_unreachable = "not connected"
-            await asyncio.sleep(LOOK_S if clock.latest() is not None else 0.05)
+            await asyncio.sleep(LOOK_S if clock.latest(boottime_ns()) is not None else 0.05)
 
     # -- telling -------------------------------------------------------------------------------------------
 

@@ -23,8 +23,8 @@ import uvloop
 
 from chaos.bench.stats import Row
 from cluster.etcd import EtcdClient
-from node.gate import RedisGate
 from node.local.servers import start_etcd, start_redis
+from node.redis_gate import RedisGate
 
 ETCD = "etcd put (3 members)"
 GATE = "gate claim alone (AOF always)"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from chaos.bench.replication import BODY, KIND, Leader, standby
 from cluster.clock import unix_ns
-from node.gate import GateClaimer, RedisGate
 from node.local.servers import start_redis
+from node.redis_gate import GateClaimer, RedisGate
 
 TOKEN = 1
 

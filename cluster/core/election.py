@@ -297,7 +297,7 @@ class Election:
         leader, worker = self.view.leader if self.view else None, self._worker
         if leader is None or worker is None or not isinstance(self.role, role.Standby) or self.held is not None:
             return
-        if leader.incarnation != self.incarnation and leader.token > max(worker.follows, worker.prepared):
+        if leader.home != self.home and leader.token > max(worker.follows, worker.prepared):
             worker.follows = leader.token
             out.append(act.TellFollow(leader.node, leader.token))
 

@@ -21,6 +21,10 @@ class OutcomeUnknown(BatonError):
     """It was asked and did not answer: it may have happened. Never the same as "no"."""
 
 
+class JournalBusy(BatonError):
+    """The disk is behind by a full queue. Nothing of this call was taken; try again later or refuse the order."""
+
+
 # -- step down --------------------------------------------------------------------------------------------
 
 

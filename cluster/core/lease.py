@@ -140,7 +140,8 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The cluster's keys at one etcd revision. The only thing that is ever decided on."""
+    """The cluster's keys at one etcd revision. The only thing that is ever decided on. halted: why the kill latch is
+    set; None: it is not."""
 
     revision: int
     leader: LeaderKey | None = None
@@ -149,6 +150,7 @@ class View:
     insync: InSync = field(default_factory=InSync)
     members: Mapping[NodeId, Member] = field(default_factory=dict)
     cluster_id: int = 0
+    halted: str | None = None
 
     @property
     def ended_properly(self) -> bool:

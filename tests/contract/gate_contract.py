@@ -10,7 +10,8 @@ from typing import Protocol
 import pytest
 
 from cluster.core.errors import OutcomeUnknown, StaleTerm
-from node.gate import ClaimResult, Gate, GateClaimer, GateUnavailable, Verdict
+from node.gate import ClaimResult, Gate, GateUnavailable, Verdict
+from node.redis_gate import GateClaimer
 from tests.support.redis_server import wait_until
 
 
@@ -137,14 +138,43 @@ class GateContract:
         await new.arm(9)
         assert verdicts(await new.claim_many(9, ["a"])) == [Verdict.HALTED]
 
-    async def test_arming_restores_a_latch_that_the_gate_lost_and_never_clears_one(self, bench: GateBench) -> None:
+    async def test_gate_knows_the_latch_from_when_it_was_noted_for_as_long_as_it_lives(self, bench: GateBench) -> None:
+        old, new = await bench.client("n1"), await bench.client("n2")
+        assert not (await old.arm(5)).latch_known
+        assert not (await new.arm(9)).latch_known, "the leader before may have died before it noted anything"
+        await new.note_latch(9, None)
+        assert (await new.arm(9)).latch_known and (await new.arm(11)).latch_known
+
+    @pytest.mark.parametrize("lose", ["flush", "empty restart", "restart that kept the state"])
+    async def test_gate_that_may_have_lost_the_latch_says_so_when_it_is_armed(
+        self, bench: GateBench, lose: str
+    ) -> None:
+        """What a restart brings back may be older than the press."""
+        gate = await bench.client("n1")
+        await gate.arm(5)
+        await gate.note_latch(5, None)
+        await (bench.flush() if lose == "flush" else bench.restart(empty=lose.startswith("empty")))
+        with pytest.raises(GateUnavailable):
+            await gate.note_latch(5, None)  # it is for the state before
+        assert not (await gate.arm(5)).latch_known
+        await gate.note_latch(5, "from etcd")
+        assert verdicts(await gate.claim_many(5, ["a"])) == [Verdict.HALTED]
+        assert (await gate.state()).halted == "from etcd"
+
+    async def test_noting_or_arming_never_clears_a_latch(self, bench: GateBench) -> None:
         gate = await bench.client("n1")
         await gate.halt("press")
-        await gate.arm(5, halted=None)
+        await gate.arm(5)
+        await gate.note_latch(5, None)
         assert (await gate.state()).halted == "press"
-        await bench.flush()
-        await gate.arm(5, halted="from etcd")
-        assert verdicts(await gate.claim_many(5, ["a"])) == [Verdict.HALTED]
+
+    async def test_latch_of_a_stale_token_is_not_noted(self, bench: GateBench) -> None:
+        old, new = await bench.client("n1"), await bench.client("n2")
+        await old.arm(5)
+        await new.arm(9)
+        with pytest.raises(StaleTerm, match="9 is armed for n2"):
+            await old.note_latch(5, "late")
+        assert (await new.state()).halted is None and not (await new.arm(9)).latch_known
 
     async def test_claimed_id_is_free_again_after_its_ttl(self, bench: GateBench) -> None:
         gate = await bench.client("n1")

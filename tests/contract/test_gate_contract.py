@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from node.gate import Gate, GateUnavailable, RedisGate
+from node.gate import Gate, GateUnavailable
+from node.redis_gate import RedisGate
 from tests.contract.gate_contract import GateContract
 from tests.support.fake_gate import FakeGate, FakeGateServer
 from tests.support.redis_server import RedisServer, wait_until

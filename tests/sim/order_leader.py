@@ -1,5 +1,5 @@
-"""One term of one node in the order path's simulation: a real desk, book and reconciler, carried out as
-`node/trader.py` and `node/leading.py` do it, in virtual time. Read next: `order_world.py`."""
+"""One term of one node in the order path's simulation: a real desk, book and reconciler, driven as `node/leadership.py`
+and `node/trader.py` do it, in virtual time. Read next: `order_world.py`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from node.orders import Claim, Declined, Finished, LookUp, Send, SendCancel
 from node.orders import StepDown as LeaveNow
 from node.paper_venue.lines import Line
 from node.paper_venue.state import Ask, Sender
-from node.reconcile import Reconciler, VenueSnapshot
+from node.reconcile import OVERLAP, Reconciler, VenueSnapshot
 from node.risk import ORDER_KINDS, InstrumentLimits, RateLimit, RiskLimits
 from node.strategy import OrderState
-from node.trader import RECONCILE_OVERLAP
 from node.types import (
     Accepted,
     Instrument,
@@ -54,9 +53,9 @@ LIMITS = RiskLimits({SYMBOL: InstrumentLimits(100, 10**9, 400, 1000, frozenset(O
 
 
 class Leader:
-    """One term of one node, as `node/trader.py` and `node/leading.py` carry it out."""
+    """One term of one node, as `node/leadership.py` and `node/trader.py` have it."""
 
-    resume_overlap = RECONCILE_OVERLAP
+    resume_overlap = OVERLAP
 
     def __init__(self, world: World, node: str, term: int, entries: list[Entry], commit: int) -> None:
         self.world, self.node, self.term = world, node, term

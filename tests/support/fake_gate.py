@@ -25,6 +25,7 @@ class FakeGateServer:
         self.high = 0
         self.holder = ""
         self.armed_run = 0
+        self.latch_run = 0
         self.halted: str | None = None
         self.fence_seq = 0
         self.claims: dict[str, tuple[int, float]] = {}
@@ -66,17 +67,36 @@ class FakeGate:
 
     async def close(self) -> None: ...
 
-    async def arm(self, token: int, *, halted: str | None = None) -> Armed:
+    async def arm(self, token: int) -> Armed:
         s = await self._reach()
         if token < s.high or (token == s.high and s.holder != self.holder):
             s.decide("arm", token, self.holder, Verdict.STALE_TOKEN)
             await self._reply()
-            raise StaleTerm(f"gate: token {token} of {self.holder} refused, {s.high} is armed for {s.holder}")
+            raise self._stale(token)
         seq, previous = s.decide("arm", token, self.holder, Verdict.OK), s.high
         s.high, s.holder, s.armed_run = token, self.holder, s.run
-        s.halted = halted or s.halted
+        latch_known = s.latch_run == s.run
         await self._reply()
-        return Armed(token, seq, previous)
+        return Armed(token, seq, previous, latch_known)
+
+    async def note_latch(self, token: int, halted: str | None) -> int:
+        s = await self._reach()
+        if token < s.high:
+            s.decide("latch", token, halted or "", Verdict.STALE_TOKEN)
+            raise self._stale(token)
+        if not s.armed or token != s.high:
+            s.decide("latch", token, halted or "", Verdict.UNARMED)
+            raise GateUnavailable("it lost its state before the latch was noted")
+        s.latch_run = s.run
+        if halted is not None:
+            s.halted = halted or "halted"
+        seq = s.decide("latch", token, halted or "", Verdict.OK)
+        await self._reply()
+        return seq
+
+    def _stale(self, token: int) -> StaleTerm:
+        s = self.server
+        return StaleTerm(f"token {token} of {self.holder} refused, {s.high} is armed for {s.holder}")
 
     async def claim_many(self, token: int, client_order_ids: Sequence[str]) -> list[ClaimResult]:
         if not client_order_ids:
@@ -123,11 +143,11 @@ class FakeGate:
     async def _reach(self) -> FakeGateServer:
         await asyncio.sleep(0)  # as on a real wire, others get their turn before it takes effect
         if not self.server.up:
-            raise GateUnavailable("gate: the fake is down")
+            raise GateUnavailable("the fake is down")
         return self.server
 
     async def _reply(self) -> None:
         await asyncio.sleep(0)  # and before the answer is heard
         if self.lost_replies:
             self.lost_replies -= 1
-            raise GateUnavailable("gate: the reply was lost")
+            raise GateUnavailable("the reply was lost")

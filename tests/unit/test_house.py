@@ -28,8 +28,20 @@ PURE = [
     *(f"cluster/{name}.py" for name in ("etcd/model", "keys", "mirror", "picture", "record", "transactions")),
     *(
         f"node/{name}.py"
-        for name in ("book", "book_order", "codec", "orders", "permission", "reconcile", "risk", "types")
+        for name in (
+            "actions",
+            "arming",
+            "book",
+            "book_order",
+            "codec",
+            "declines",
+            "gate",
+            "leadership",
+            "orders",
+            "permission",
+        )
     ),
+    *(f"node/{name}.py" for name in ("reconcile", "risk", "stages", "types", "venue_clock")),
     *(f"node/feeds/{name}.py" for name in ("base", "quality")),
     *(f"node/paper_venue/{name}.py" for name in ("engine", "lines", "profile", "state")),
     *(f"node/status/{name}.py" for name in ("health", "summary")),

@@ -47,6 +47,7 @@ RESIGNED: dict[str, Any] = {
     "last_sign": 4,
 }
 MEMBER: dict[str, Any] = {"incarnation": "i2", "journal_id": "j2", "priority": 120, "never_lead": True, "ready": True}
+HALT: dict[str, Any] = {"reason": "fat finger", "actor": "ann", "at": 5}
 REQUEST: dict[str, Any] = {"id": "r1", "target": "n2", "actor": "ann", "at": 5}
 
 
@@ -62,6 +63,7 @@ def view(**values: Any) -> Any:
 def test_the_names_are_those_of_the_design():
     assert (KEYS.prefix, KEYS.leader, KEYS.tenure) == ("/baton/c1/", "/baton/c1/leader", "/baton/c1/tenure")
     assert (KEYS.resigned, KEYS.insync) == ("/baton/c1/resigned", "/baton/c1/insync")
+    assert KEYS.halt == "/baton/c1/halt"
     assert KEYS.member("n1") == "/baton/c1/members/n1"
     assert KEYS.answer("r") == "/baton/c1/control/answers/r"
 
@@ -80,6 +82,16 @@ def test_what_is_written_is_read_back():
     assert (v.resigned.token, v.resigned.successor, v.resigned.at) == (7, "n2", 5)
     assert (v.insync.members, v.insync.mod_revision) == ({"n1": "j1", "n2": "j2"}, 8)
     assert (v.revision, v.cluster_id) == (9, 0xC1)
+
+
+def test_kill_latch_is_its_reason_and_an_unreadable_one_is_set():
+    assert view().halted is None
+    assert view(halt=HALT).halted == "fat finger"
+    assert view(halt=HALT | {"reason": ""}).halted == "no reason given"
+    for junk in (b"junk", b"", {}, [], {"why": "?"}):
+        assert view(halt=junk).halted == "the halt key in etcd is unreadable"
+        assert not readable(KEYS, KEYS.halt, raw(junk))
+    assert readable(KEYS, KEYS.halt, raw(HALT))
 
 
 def test_no_keys_are_an_empty_view_and_no_successor_is_none():

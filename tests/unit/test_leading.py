@@ -21,6 +21,7 @@ from cluster.delivery import Delivery
 from cluster.journal import Journal
 from cluster.permit import PermitPage
 from cluster.wire import Digests
+from node import arming, stages
 from node import leading as leading_module
 from node.book import Book
 from node.codec import Reconciled, StrategyState, TermStarted, decode
@@ -73,6 +74,7 @@ class Rig:
     def __init__(self, directory: Path) -> None:
         self.sent: list[link.Message] = []
         self.failed: list[BaseException] = []
+        self.keeper_answers = True
         self.tasks: set[asyncio.Task[None]] = set()
         self.bot = Bot({})
         self.exchange = FakeExchange(parse_profile("token"), INSTRUMENTS)
@@ -98,7 +100,7 @@ class Rig:
                 venue=SimpleNamespace(order_validity_s=1.0, reconcile_interval_s=3600.0, deadman_ttl_s=0.0),
                 risk_limits=lambda: LIMITS,
             ),
-            "link": SimpleNamespace(send=self.sent.append),
+            "link": SimpleNamespace(send=self.send),
             "server": Server(),
             "follower": None,
             "feed": None,
@@ -115,7 +117,7 @@ class Rig:
             gate=FakeGate(FakeGateServer(), "n1"),
             venue=venue,
             clock=VenueClock(),
-            conditions=Conditions(feed=FeedState.LIVE),
+            conditions=Conditions(feed=FeedState.LIVE, halted=""),
             telemetry=Telemetry("n1", "c", "0", lease_ttl_s=1.0, lease_margin_s=0.2),
             **fields,
         )
@@ -123,6 +125,12 @@ class Rig:
         self.host.quotes["BTCUSDT"] = quote(990, 1000)
         now = self.exchange.now
         self.parts.clock.note(TimeSample(now.instant, now.instant, now.unix_ns))
+
+    def send(self, message: link.Message) -> None:
+        self.sent.append(message)
+        if isinstance(message, link.AskLatch) and self.keeper_answers:
+            answer = link.LatchAnswer(message.request, None)
+            asyncio.get_running_loop().call_soon(self.leading.latch_answered, answer)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
@@ -235,7 +243,7 @@ async def test_term_that_ends_before_the_takeover_has_begun_does_not_begin(rig: 
 
 
 async def test_takeover_that_cannot_commit_asks_to_be_relieved(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leading_module, "CATCH_UP_LIMIT_S", 0.05)
+    monkeypatch.setattr(stages, "CATCH_UP_LIMIT_S", 0.05)
     rig.begin(7, n2="j2")
     await eventually(lambda: rig.of(link.StepDown) != [], "asks")
     assert rig.of(link.StepDown) == [link.StepDown(7, "takeover: entry 1 was not committed within 0.05 s")]
@@ -283,7 +291,7 @@ async def test_drain_of_another_term_does_nothing(rig: Rig) -> None:
 async def test_drain_that_was_overtaken_does_not_end_the_next_term(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """1. Draining takes long. 2. The keeper loses its patience and ends the term. 3. It wins again and we lead anew.
     4. The drain comes to its end."""
-    monkeypatch.setattr(leading_module, "DRAIN_LIMIT_S", 0.3)
+    monkeypatch.setattr(stages, "DRAIN_LIMIT_S", 0.3)
     await rig.lead(7)
     rig.parts.page.clear()
     draining = rig.spawn(rig.leading.drain(7, "n2"), "drain")  # n2 never has everything
@@ -298,7 +306,7 @@ async def test_drain_that_was_overtaken_does_not_end_the_next_term(rig: Rig, mon
 
 
 async def test_drain_waits_for_the_successor_only_so_long(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leading_module, "DRAIN_LIMIT_S", 0.02)
+    monkeypatch.setattr(stages, "DRAIN_LIMIT_S", 0.02)
     await rig.lead()
     rig.parts.page.clear()
     async with asyncio.timeout(5):
@@ -355,3 +363,48 @@ async def test_strategy_state_is_journaled_now_and_then_when_it_has_changed(
     await eventually(lambda: rig.book.strategy_state == StrategyState("x:Bot", 1, b"2"), "journaled again")
     assert len([f for f in rig.facts() if isinstance(f, StrategyState)]) == 2
     keeping.cancel()
+
+
+# -- the kill latch -------------------------------------------------------------------------------------------------
+
+
+async def test_latch_as_the_keeper_tells_it_blocks_and_frees(rig: Rig) -> None:
+    await rig.lead()
+    rig.leading.latch_seen("fat finger")
+    assert rig.leading.permission.reason == "halted: fat finger" and rig.bot.roles[-1] is Role.BLOCKED
+    rig.leading.latch_seen("")
+    assert rig.leading.permission.reason == "halted: no reason given"
+    rig.leading.latch_seen(None)
+    assert rig.leading.permission.level is Level.ALLOWED
+
+
+async def test_nothing_is_traded_before_the_keeper_has_told_of_the_latch(rig: Rig) -> None:
+    rig.parts.conditions = Conditions(feed=FeedState.LIVE)
+    await rig.lead()
+    assert rig.leading.permission.reason == "halted: the kill latch is not known yet"
+
+
+async def test_empty_gate_has_the_latch_read_and_only_the_answer_to_the_latest_question_counts(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arming, "LATCH_WAIT_S", 0.02)
+    monkeypatch.setattr(arming, "RETRY_S", 0.01)
+    rig.keeper_answers = False
+    rig.begin(7)
+    await eventually(lambda: len(rig.of(link.AskLatch)) >= 2, "asked again")
+    first, *_, last = [m.request for m in rig.of(link.AskLatch)]
+    rig.leading.latch_answered(link.LatchAnswer(first, None))
+    await asyncio.sleep(0.005)
+    assert rig.parts.conditions.gate_closed
+    rig.keeper_answers = True
+    await eventually(lambda: rig.parts.conditions.gate_closed == "", "open")
+    rig.leading.end("over")
+    rig.leading.latch_answered(link.LatchAnswer(last, "late"))
+
+
+async def test_latch_that_the_keeper_cannot_read_keeps_the_gate_closed(rig: Rig) -> None:
+    rig.keeper_answers = False
+    rig.begin(7)
+    await eventually(lambda: rig.of(link.AskLatch) != [], "asked")
+    rig.leading.latch_answered(link.LatchAnswer(1, None, "no etcd endpoint answers"))
+    assert rig.parts.conditions.gate_closed == "the kill latch cannot be read: no etcd endpoint answers"

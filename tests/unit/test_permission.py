@@ -9,12 +9,15 @@ import pytest
 from node.feeds.base import FeedState
 from node.permission import Conditions, Level, Permission, judge
 
-FINE = Conditions("leading", True, "", "", False, FeedState.LIVE)
+FINE = Conditions(
+    "leading", permit_live=True, halted="", gate_closed="", venue_down="", clock_unknown=False, feed=FeedState.LIVE
+)
 
 # Gravest first: of two that hold, the upper one is said.
 LADDER = [
     ({"standing": "standby"}, "standby"),
     ({"permit_live": False}, "no permit: the lease is not confirmed"),
+    ({"halted": "fat finger"}, "halted: fat finger"),
     ({"gate_closed": "no answer"}, "gate: no answer"),
     ({"venue_down": "private stream down"}, "venue: private stream down"),
     ({"clock_unknown": True}, "venue: its clock is not known"),

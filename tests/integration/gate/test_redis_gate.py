@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster.core.errors import ConfigError
-from node.gate import GateClaimer, GateUnavailable, GateUnsuitable, RedisGate, Verdict, _judge_server
+from node.gate import GateUnavailable, GateUnsuitable, Verdict
+from node.redis_gate import GateClaimer, RedisGate, _judge_server
 from tests.support.redis_server import RedisServer, free_port, wait_until
 
 

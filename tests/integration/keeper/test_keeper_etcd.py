@@ -290,3 +290,38 @@ def test_a_keeper_leads_over_an_etcd_that_wants_certificates(cluster_of, tmp_pat
         assert said == "baton: etcd TLS: cannot read ca /nonexistent/ca.pem: No such file or directory"
     finally:
         server.stop(grace_s=0)
+
+
+# -- the kill latch ---------------------------------------------------------------------------------------------
+
+
+def test_workers_are_told_of_the_latch_before_they_may_lead_and_at_every_change(cluster_of):
+    cluster = cluster_of(2).start()
+    leader = cluster.wait_whole()
+    told = [e["what"] for e in leader.seen() if e["what"] in ("LatchSeen", "Lead")]
+    assert told[0] == "LatchSeen" and "Lead" in told
+    cluster.etcd.put(cluster.keys.halt, json.dumps({"reason": "fat finger", "actor": "ann", "at": 1}))
+    for node in cluster.nodes.values():
+        until(lambda n=node: n.seen("LatchSeen", halted="fat finger"), f"{node.name} hears of the press")
+    leader.order("say", {"t": "AskLatch", "request": 5})
+    until(lambda: leader.seen("LatchAnswer", request=5, halted="fat finger", unreadable=""), "the answer")
+    heard = len(leader.seen("LatchSeen"))
+    leader.order("exit", 1)
+    until(lambda: leader.seen("LatchSeen")[heard:], "its next worker is told what stands")
+    assert leader.seen("LatchSeen")[-1]["halted"] == "fat finger"
+    cluster.etcd.delete(cluster.keys.halt)
+    for node in cluster.nodes.values():
+        until(lambda n=node: n.seen("LatchSeen")[-1]["halted"] is None, f"{node.name} hears that it is cleared")
+
+
+def test_worker_that_asks_for_the_latch_hears_that_etcd_is_silent(cluster_of, own_etcd):
+    cluster = cluster_of(1, ttl_s=5.0, etcd=Etcd(own_etcd)).start()
+    node = cluster.wait_leader()
+    own_etcd.kill(0)
+    node.order("say", {"t": "AskLatch", "request": 5})
+    until(lambda: node.seen("LatchAnswer", request=5), "the answer")
+    (answer,) = node.seen("LatchAnswer")
+    assert answer["halted"] is None and "etcd" in answer["unreadable"]
+    own_etcd.restart(0)
+    node.order("say", {"t": "AskLatch", "request": 6})
+    until(lambda: node.seen("LatchAnswer", request=6, unreadable=""), "the answer")

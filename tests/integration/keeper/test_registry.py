@@ -172,3 +172,15 @@ async def test_a_status_too_long_to_be_read_is_left_out_and_the_member_stays(nod
     told = k.load(raw)
     assert told is not None
     assert (told["ready"], list(told["status"])) == (True, ["too_long_bytes"])
+
+
+async def test_the_kill_latch_is_set_read_and_cleared_and_rubbish_counts_as_set(node):
+    one = node()
+    assert await one.read_latch() is None
+    await one.put_latch("fat finger", "ann")
+    assert await one.read_latch() == "fat finger" == (await seen(one)).halted
+    await one.clear_latch()
+    assert await one.read_latch() is None and (await seen(one)).halted is None
+    await one.etcd.put(one.keys.halt, b"stop!")
+    assert await one.read_latch() == "the halt key in etcd is unreadable"
+    await one.clear_latch()
