@@ -15,6 +15,7 @@ import typer
 from node.cli import out
 from node.cli.app import app
 from node.cli.app import main as run
+from node.cli.out import Format
 
 if TYPE_CHECKING:
     from node.local.cluster import Options
@@ -94,8 +95,58 @@ def bench(
     out.say(f"written to {path}")
 
 
+def audit(
+    record: Annotated[
+        Path | None,
+        typer.Option(help="The venue's: record.sqlite3, its directory, or a JSONL of such lines.", metavar="FILE"),
+    ] = None,
+    journal: Annotated[
+        list[str] | None, typer.Option(help="A node's journal.db; may be repeated.", metavar="NODE=FILE")
+    ] = None,
+    gate: Annotated[
+        str, typer.Option(help="The gate's record: redis://host:port/0, or a JSONL.", metavar="URL|FILE")
+    ] = "",
+    cluster: Annotated[
+        str, typer.Option(help="Whose gate, if the Redis has several. [the only one]", metavar="NAME")
+    ] = "",
+    evidence: Annotated[Path | None, typer.Option(help="The folder of a drill's evidence.", metavar="DIR")] = None,
+    at_rest: Annotated[
+        bool, typer.Option("--at-rest", help="Trading has stopped: hold against a node what it lacks.")
+    ] = False,
+    output: Annotated[Format, typer.Option("--output", "-o", help="pretty, json or tsv.", metavar="FORMAT")] = (
+        Format.PRETTY
+    ),
+) -> None:
+    """Judge what happened, from records alone; reads, never writes, and the cluster may be trading. The venue's record
+    by itself shows whether a decision was executed twice and whether two leaders' terms interleave; every other one
+    lets more be judged. Exit 0 PASS, 1 FAIL, 3 INVALID (a record is not whole), 4 INCONCLUSIVE (nothing is wrong, and
+    some danger never arose)."""
+    from chaos.check.audit import Named, WrongInput, gather
+    from chaos.check.invariants import check
+    from chaos.check.verdict import as_json, table
+
+    if record is None and evidence is None:
+        raise typer.BadParameter(
+            "name the venue's record, or a folder of evidence", param_hint="--record or --evidence"
+        )
+    try:
+        found = gather(Named(record, journal or (), gate, cluster, evidence, at_rest))
+    except WrongInput as e:
+        raise typer.BadParameter(str(e), param_hint=e.option) from e
+    verdict = check(found)
+    told = as_json(verdict)
+    if output is Format.JSON:
+        out.emit_json(told)
+    elif output is Format.TSV:
+        out.emit_tsv(("id", "level", "statement", "covers", "violations", "note"), told["invariants"])
+    else:
+        print("\n".join(table(verdict)))
+    raise typer.Exit(verdict.exit_code)
+
+
 app.command("demo")(demo)
 app.command("bench")(bench)
+app.command("audit")(audit)
 
 
 def main() -> None:

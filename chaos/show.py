@@ -2,7 +2,7 @@
 
 The acts are done from outside, with signals and the public API, as anybody could. The table of times is measured from
 the moment of the fault to the venue's first accepted order of the next token, by one clock; the verdict is read from
-the venue's own record and from the journals on disk (`verdict.py`), never from what a node says of itself.
+the venue's own record and from the journals on disk (`check/`), never from what a node says of itself.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from chaos.evidence import journal_evidence
+from chaos.check.evidence import Evidence, Run
+from chaos.check.invariants import check
+from chaos.check.journals import journal_evidence
+from chaos.check.record import VenueRecord
+from chaos.check.record import read_record as read_lines
+from chaos.check.verdict import Level, Verdict, headline
 from chaos.record_tail import RecordTail
-from chaos.verdict import JournalEvidence, Verdict, judge, judge_record
 from cluster.clock import boottime_ns
 from cluster.core.errors import BatonError, OutcomeUnknown, Unreachable
 from cluster.core.ids import NS_PER_S, ns
@@ -39,6 +43,8 @@ FAILOVER_LIMIT_S = 10.0
 REST_LIMIT_S = 10.0
 HISTORY_LIMIT_S = 3.0
 POLL_S = 0.05
+JUDGED_BY = ("E", "S1", "S2", "S3", "S5", "S6", "S7", "S10")
+"""What the venue's record and the journals can answer."""
 PAUSE_TTLS = 3
 
 HANG_STRATEGY = "chaos.strategies:HangsOnRequest"
@@ -64,10 +70,23 @@ class Act:
     first_order_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The verdict, and what the numbers beside it are read from."""
+
+    verdict: Verdict
+    record: VenueRecord
+    nodes: int  # whose journals were compared
+
+    @property
+    def problems(self) -> list[str]:
+        return self.verdict.problems
+
+
 @dataclass(slots=True)
 class Result:
     acts: list[Act]
-    verdict: Verdict
+    judgement: Judgement
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -300,12 +319,13 @@ class Show:
         try:
             if (feed := self.cluster.process("feed")) is not None:
                 feed.send(signal.SIGKILL)
-            verdict = wait_verdict(self.cluster)
+            judgement = wait_judgement(self.cluster)
         finally:
             self.cluster.release("feed")
-        result = Result(self.acts, verdict, list(verdict.problems))
-        if verdict.record.orders_accepted < self.orders_min:
-            result.problems.append(f"only {verdict.record.orders_accepted} orders were accepted, not {self.orders_min}")
+        result = Result(self.acts, judgement, judgement.problems)
+        accepted = len(judgement.record.orders)
+        if accepted < self.orders_min:
+            result.problems.append(f"only {accepted} orders were accepted, not {self.orders_min}")
         result.problems += [f"a stale order was answered {a}" for a in self.stale_answers if a != self._refusal]
         return result
 
@@ -313,34 +333,34 @@ class Show:
 # -- judgement -------------------------------------------------------------------------------------------------
 
 
-def judge_cluster(cluster: LocalCluster) -> Verdict:
-    """What the venue's record and every node's journal say at this moment; the cluster may be running.
+def judge_cluster(cluster: LocalCluster) -> Judgement:
+    """What the venue's record and every node's journal say at this moment, as if trading were at rest.
     Raises JournalCorrupt, OutcomeUnknown while a journal is being written."""
     from node.config import load_config
 
     # The order tag is in every client order id; the local clusters' own is what their configuration derives.
     tag = load_config(cluster.config_file(cluster.nodes[0]), env={}).cluster.order_tag
     verify_record(cluster.venue_record)
-    record = judge_record(read_record(cluster.venue_record))
-    journals: list[JournalEvidence] = [
-        journal_evidence(n, cluster.journal_dir(n) / "journal.db", tag) for n in cluster.nodes
-    ]
-    return judge(record, journals)
+    lines = list(read_record(cluster.venue_record))
+    journals = [journal_evidence(n, cluster.journal_dir(n) / "journal.db", tag) for n in cluster.nodes]
+    run = Run(profile=cluster.options.venue_profile, at_rest=True)
+    verdict = check(Evidence(run, venue=lines, journals=journals), JUDGED_BY)
+    return Judgement(verdict, read_lines(lines), len(journals))
 
 
-def wait_verdict(cluster: LocalCluster, limit_s: float = REST_LIMIT_S) -> Verdict:
+def wait_judgement(cluster: LocalCluster, limit_s: float = REST_LIMIT_S) -> Judgement:
     """Trading has stopped: judge when the last answers have arrived, and at the limit whatever there is."""
     deadline = boottime_ns() + ns(limit_s)
     while True:
         late = boottime_ns() > deadline
         try:
-            verdict = judge_cluster(cluster)
+            judgement = judge_cluster(cluster)
         except OutcomeUnknown:
             if late:
                 raise
         else:
-            if late or not verdict.problems:
-                return verdict
+            if late or not judgement.problems:
+                return judgement
         time.sleep(POLL_S)
 
 
@@ -353,22 +373,11 @@ def print_result(result: Result, console: Console) -> None:
             a.title, a.old, a.new, _duration(a.detected_s), _duration(a.elected_s), _duration(a.first_order_s)
         )
     console.print(table)
-    v, r = result.verdict, result.verdict.record
-    refused = ", ".join(f"{n} {code}" for code, n in r.orders_refused.most_common()) or "none"
-    for good, text in (
-        (r.orders_accepted > 0, f"orders accepted        {r.orders_accepted}   (refused: {refused})"),
-        (not r.broken, f"venue's record whole   {'no' if r.broken else 'yes'}"),
-        (not r.double_orders, f"double orders          {len(r.double_orders)}"),
-        (not r.stale_accepted, f"stale-token orders     {len(r.stale_accepted)} accepted, {r.stale_refused} refused"),
-        (not v.lost_fills and not r.fills_wrong, f"lost fills             {len(v.lost_fills)} of {len(r.fills)}"),
-        (not v.lost_orders, f"lost orders            {len(v.lost_orders)}"),
-        (not v.orders_from_nowhere, f"orders without intent  {len(v.orders_from_nowhere)}"),
-        (not v.logs_differ, "journals equal         " + ("no" if v.logs_differ else f"yes, on {len(v.digests)} nodes")),
-        (v.digests_equal, f"book digests equal     {'yes' if v.digests_equal else 'no'}"),
-        (not v.positions_differ, f"position = fills       {'no' if v.positions_differ else 'yes, on every node'}"),
-        (not v.books_doubt, f"books contradict       {'yes' if v.books_doubt else 'no'}"),
-    ):
-        console.print(f"{'[green]ok  [/green]' if good else '[red]FAIL[/red]'} {text}", highlight=False)
+    record = result.judgement.record
+    refused = ", ".join(f"{n} {code}" for code, n in record.refused.most_common()) or "none"
+    console.print(f"{len(record.orders)} orders accepted (refused: {refused}); {result.judgement.nodes} journals")
+    for row in result.judgement.verdict.rows:
+        console.print(headline(row), style=_COLOUR[row.level], markup=False, highlight=False)
     for problem in result.problems:
         console.print(f"[red]     {problem}[/red]", highlight=False)
 
@@ -390,6 +399,15 @@ def run_show(options: Options, directory: Path, console: Console) -> bool:
         cluster.stop_or_kill()
     print_result(result, console)
     return result.holds
+
+
+_COLOUR = {
+    Level.PASS: "green",
+    Level.NOT_JUDGED: "dim",
+    Level.INCONCLUSIVE: "yellow",
+    Level.INVALID: "red",
+    Level.FAIL: "red",
+}
 
 
 def _unix_s(value: Any) -> float | None:

@@ -29,7 +29,7 @@ from node.types import Instrument
 from .lines import Line, from_json, surface, to_json
 
 FILE_NAME = "record.sqlite3"
-_GENESIS = bytes(32)
+GENESIS = bytes(32)
 _CHUNK = 2000  # lines per read, each in its own transaction: a slow reader must not keep the WAL from being reset
 _FORMAT = 1
 
@@ -76,7 +76,7 @@ class Record:
         except sqlite3.Error as e:
             os.close(self._lock)
             raise JournalCorrupt(f"venue record {self.path} cannot be opened: {e}; move it away to start anew") from e
-        self._chain = _GENESIS
+        self._chain = GENESIS
         self._pending: list[_Row] = []
 
     def replay(self) -> Iterator[Line]:
@@ -89,7 +89,7 @@ class Record:
     def append(self, line: Line) -> None:
         """Put the line behind the others; on disk only after `commit`."""
         body = to_json(line, self._instruments)
-        self._chain = _chain_after(self._chain, body)
+        self._chain = chain_after(self._chain, body)
         row = (line.venue_seq, line.kind, line.account, line.client_order_id, line.event_seq, body, self._chain)
         self._pending.append(row)
 
@@ -182,13 +182,13 @@ def _rows(db: sqlite3.Connection, after_seq: int = 0) -> Iterator[_Row]:
 
 
 def _verified(rows: Iterator[_Row], path: Path) -> Iterator[_Row]:
-    chain, expected = _GENESIS, 1
+    chain, expected = GENESIS, 1
     for row in rows:
         body, written = row[5:]
         where = f"venue record {path}: line {expected}"
         if row[0] != expected:
             raise JournalCorrupt(f"{where} is missing; line {row[0]} follows line {expected - 1}")
-        chain = _chain_after(chain, body)
+        chain = chain_after(chain, body)
         if chain != written:
             raise JournalCorrupt(f"{where} is not as it was written: its chain does not match")
         line = from_json(body)
@@ -198,7 +198,8 @@ def _verified(rows: Iterator[_Row], path: Path) -> Iterator[_Row]:
         expected += 1
 
 
-def _chain_after(previous: bytes, body: str) -> bytes:
+def chain_after(previous: bytes, body: str) -> bytes:
+    """The chain of the line with this body, behind a line with that chain."""
     h = blake2b(previous, digest_size=32)
     h.update(body.encode("utf-8", "surrogateescape"))
     return h.digest()

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from chaos.evidence import journal_evidence
+from chaos.check.journals import journal_evidence
 from tests.e2e.conftest import Start
 from tests.support.e2e import busy_options, until
 
@@ -39,7 +39,7 @@ def test_node_that_lacks_pruned_entries_catches_up_by_snapshot(drill: Start) -> 
     d.start()
     d.healthy()
     found = d.holds()
-    assert found.record.orders_accepted > EVERY / 12
+    assert len(found.record.orders) > EVERY / 12
     assert d.bugs() == []
     bases = {n: journal_evidence(n, d.cluster.journal_dir(n) / "journal.db", d.order_tag).base for n in d.nodes}
     assert min(bases.values()) > 0, json.dumps(bases)

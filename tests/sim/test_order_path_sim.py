@@ -23,7 +23,10 @@ from pathlib import Path
 
 import pytest
 
-from chaos.verdict import evidence_of, judge, judge_record
+from chaos.check import evidence
+from chaos.check.at_venue import late_messages
+from chaos.check.history import History
+from chaos.check.invariants import check
 from cluster.core.errors import InvariantViolation
 from cluster.core.ids import Instant
 from cluster.core.log import Entry
@@ -102,18 +105,21 @@ def problems(world: World, profile: str) -> list[str]:
     wrong = not_counted_once(last.book, last.entries)
     if last.dead or last.commit != len(last.entries) or last.desk.in_flight:
         wrong.append(f"not at rest: {last.commit} of {len(last.entries)} committed, {last.desk.in_flight} in flight")
-    record = judge_record(json.loads(to_json(line, world.engine.instruments)) for line in world.lines)
-    verdict = judge(record, [evidence_of(last.node, last.entries, TAG)])
+    seen = evidence.Evidence(
+        evidence.Run(profile, at_rest=True),
+        venue=[json.loads(to_json(line, world.engine.instruments)) for line in world.lines],
+        journals=[evidence.replayed(last.node, last.entries, TAG)],
+    )
+    history = History(seen)
+    record = history.record
     for coid in record.accepted:
         world.cover["accepted orders"] += 1
         if coid not in world.sent:
             wrong.append(f"{coid} is at the venue, and nobody sent it")
-    # Without tokens an order that was already on its way arrives under a successor: until its expiry, or for ever.
-    allowed = set() if profile == "token" else set(record.stale_accepted)
-    world.cover["stale accepted"] += len(record.stale_accepted)
+    world.cover["stale accepted"] += len(late_messages(history))
     world.cover["stale refused"] += record.stale_refused
-    world.cover["expired at the venue"] += record.orders_refused["expired"]
-    wrong += [p for p in verdict.problems if p not in allowed and not p.startswith("book digests")]
+    world.cover["expired at the venue"] += record.refused["expired"]
+    wrong += check(seen).problems
     for order in last.book.unresolved():
         world.cover["unknown at the end"] += 1
         if profile != "plain":

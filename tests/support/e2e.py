@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chaos.record_tail import RecordTail
-from chaos.show import wait_verdict
-from chaos.verdict import Verdict
+from chaos.show import Judgement, wait_judgement
 from cluster.core.errors import OutcomeUnknown, Unreachable
 from cluster.core.ids import NS_PER_S
 from node.config import load_config
@@ -246,20 +245,20 @@ class Drill:
 
     # -- judging -------------------------------------------------------------------------------------------
 
-    def verdict(self) -> Verdict:
+    def judged(self) -> Judgement:
         """Stop the market, wait until the books rest, judge; the market goes on afterwards."""
         self.kill("feed", hold=True)
         try:
-            return wait_verdict(self.cluster, 20.0)
+            return wait_judgement(self.cluster, 20.0)
         finally:
             self.cluster.release("feed")
 
-    def holds(self) -> Verdict:
-        """The verdict, which must be without a finding."""
-        found = self.verdict()
+    def holds(self) -> Judgement:
+        """What was judged, which must be without a finding."""
+        found = self.judged()
         assert found.problems == []
-        assert len(found.digests) == len(self.nodes)
-        assert found.record.orders_accepted > 0 and found.record.fills
+        assert found.nodes == len(self.nodes)
+        assert found.record.orders and found.record.fills
         return found
 
     @property

@@ -45,6 +45,8 @@ PURE = [
     *(f"node/feeds/{name}.py" for name in ("base", "quality")),
     *(f"node/paper_venue/{name}.py" for name in ("engine", "lines", "profile", "state")),
     *(f"node/status/{name}.py" for name in ("health", "summary")),
+    *(f"chaos/check/{name}.py" for name in ("evidence", "history", "record", "verdict", "invariants", "mutate")),
+    *(f"chaos/check/{name}.py" for name in ("at_venue", "books", "fences", "liveness", "takeover", "whole")),
 ]
 # What a pure module could touch the world with. A Random that is handed in needs `random` for its type only.
 WORLD = {

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from chaos.verdict import JournalEvidence, evidence_of
+from chaos.check.evidence import JournalEvidence, replayed
 from cluster.clock import boottime_ns, unix_ns
 from cluster.core.errors import BatonError, OutcomeUnknown
 from cluster.core.ids import ns
@@ -38,7 +38,7 @@ def journal_evidence(node: str, path: Path, order_tag: str) -> JournalEvidence:
                 Entry._make(row)
                 for row in db.execute(SELECT_ENTRIES + " WHERE idx > ? ORDER BY idx", (held.base.index,))
             )
-            found = evidence_of(
+            found = replayed(
                 node,
                 entries,
                 order_tag,
@@ -47,8 +47,7 @@ def journal_evidence(node: str, path: Path, order_tag: str) -> JournalEvidence:
             )
         finally:
             db.close()
-    found.last_index, found.last_chain = held.last.index, held.last.chain
-    return found
+    return found._replace(last_index=held.last.index, last_chain=held.last.chain)
 
 
 def _copy(path: Path, into: Path) -> Path:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from chaos import evidence
-from chaos.evidence import journal_evidence
-from chaos.verdict import evidence_of
+from chaos.check import journals
+from chaos.check.evidence import replayed
+from chaos.check.journals import journal_evidence
 from cluster.core.errors import BatonError, JournalCorrupt, OutcomeUnknown
 from cluster.core.ids import LogIndex, Term
 from cluster.core.log import GENESIS, Entry, make_entry
@@ -50,8 +50,8 @@ async def test_running_journal_is_read_as_it_stands_and_is_left_alone(journal: J
     all_of_it = entries(300)
     await write(journal, all_of_it[:200])
     found = await asyncio.to_thread(journal_evidence, "n1", journal.path, TAG)
-    wanted = evidence_of("n1", all_of_it[:200], TAG)
-    assert (found.last_index, found.last_chain, found.intents) == (200, all_of_it[199].chain, wanted.intents)
+    wanted = replayed("n1", all_of_it[:200], TAG)
+    assert (found.last_index, found.last_chain, found.entries) == (200, all_of_it[199].chain, wanted.entries)
     assert found.book.digest() == wanted.book.digest()
     await write(journal, all_of_it[200:])
     assert (await asyncio.to_thread(journal_evidence, "n1", journal.path, TAG)).last_index == 300
@@ -68,7 +68,7 @@ async def test_pruned_journal_is_read_from_its_snapshot_on(journal: Journal) -> 
     await journal.prune(10)
     found = await asyncio.to_thread(journal_evidence, "n1", journal.path, TAG)
     assert (found.base, found.last_index) == (240, 300)
-    assert min(found.intents) == 241
+    assert found.entries[0].index == 241
     assert found.book.decided("d5") and found.book.applied_index == 300
 
 
@@ -99,7 +99,7 @@ def test_missing_journal_is_named(tmp_path: Path) -> None:
 
 def test_file_that_changes_all_the_time_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "journal.db").write_bytes(b"x")
-    monkeypatch.setattr(evidence, "COPY_LIMIT_S", 0.05)
-    monkeypatch.setattr(evidence, "_marks", lambda files: None)  # too young to tell, at every look
+    monkeypatch.setattr(journals, "COPY_LIMIT_S", 0.05)
+    monkeypatch.setattr(journals, "_marks", lambda files: None)  # too young to tell, at every look
     with pytest.raises(OutcomeUnknown, match="without a pause"):
         journal_evidence("n1", tmp_path / "journal.db", TAG)
