@@ -29,9 +29,9 @@ import structlog
 from . import journal_file as jf
 from .core.errors import BatonError, ConfigError, InvariantViolation, JournalBroken, JournalBusy, OutcomeUnknown
 from .core.ids import JournalId, LogIndex, Term
-from .core.log import Entry, require_uncommitted
-from .journal_file import Base, JournalLocked, JournalReport, Snapshot, set_aside, verify
-from .journal_writer import ENTRY_OVERHEAD, STOP, JournalLimits, OnDurable, Shared, Task, Write, Writer, broken
+from .core.log import BEGINNING, ENTRY_OVERHEAD, Base, Entry, Snapshot, check_follows, require_uncommitted
+from .journal_file import JournalLocked, JournalReport, set_aside, verify
+from .journal_writer import STOP, JournalLimits, OnDurable, Shared, Task, Write, Writer, broken
 
 __all__ = [
     "Journal",
@@ -160,7 +160,7 @@ class Journal:
             previous = self._before_cut(cut_after)
         else:
             cut_after = None
-        end = jf.check_follows(previous, entries)
+        end = check_follows(previous, entries)
         size = sum(len(e.body) for e in entries) + ENTRY_OVERHEAD * len(entries)
         full = self._waiting_entries + len(entries) > self.limits.queue_entries
         if self._waiting_entries and (full or self._waiting_bytes + size > self.limits.queue_bytes):
@@ -225,6 +225,8 @@ class Journal:
         if term > self.highest_term:
             self.highest_term = term
             await self._put_fact("highest_term", str(term).encode(), timeout_s)
+        else:
+            await self.flush(timeout_s)  # what raised it before us may be on its way to the disk still
 
     async def set_etcd_cluster_id(self, etcd_cluster_id: int, timeout_s: float = 5.0) -> None:
         """Remember which etcd this journal belongs to, durably. Errors as flush()."""
@@ -446,7 +448,7 @@ def _prepare(db: sqlite3.Connection, path: Path, cluster: str, durability: Durab
 def _first_facts(cluster: str, boot: str) -> dict[str, bytes]:
     facts = dict.fromkeys(jf.FACTS, b"")
     facts |= {"cluster": cluster.encode(), "journal_id": _new_id(), "boot_id": boot.encode()}
-    facts |= {"base": jf.pack_base(jf.BEGINNING)}
+    facts |= {"base": jf.pack_base(BEGINNING)}
     return facts | dict.fromkeys(("commit", "etcd_cluster_id", "highest_term"), b"0")
 
 

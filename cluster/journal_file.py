@@ -15,17 +15,15 @@ import os
 import sqlite3
 import struct
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote
 
 from .core.errors import BatonError, InvariantViolation, JournalCorrupt
 from .core.ids import LogIndex, Term
-from .core.log import GENESIS, ChainBroken, Entry, chain_after
+from .core.log import Base, Snapshot, chain_after
 
 APPLICATION_ID = 0x62746E6A  # "btnj", where `file` and SQLite look for it
 SCHEMA_VERSION = 1
@@ -54,27 +52,6 @@ _POSITION = struct.Struct(">qq32s")
 
 class JournalLocked(BatonError):
     """Another process has this journal open."""
-
-
-class Base(NamedTuple):
-    """Where the stored entries begin: the first one is `index + 1` and follows `chain`."""
-
-    index: LogIndex  # type: ignore[assignment]  # hides tuple.index
-    term: Term
-    chain: bytes
-
-
-BEGINNING = Base(LogIndex(0), Term(0), GENESIS)
-
-
-class Snapshot(NamedTuple):
-    """The book after entry `index`, in place of all entries up to it. digest: the book's own, opaque here."""
-
-    index: LogIndex  # type: ignore[assignment]  # hides tuple.index
-    term: Term
-    chain: bytes
-    digest: bytes
-    blob: bytes
 
 
 def pack_base(base: Base) -> bytes:
@@ -287,16 +264,6 @@ def _check_chain(db: sqlite3.Connection, path: Path, base: Base, marks: dict[Log
     if marks.get(base.index, base.chain) != base.chain:
         raise corrupt(path, f"the snapshot at index {base.index} does not match the beginning of the entries")
     return Base(LogIndex(index), Term(term), chain), index - base.index
-
-
-def check_follows(previous: Base, entries: Sequence[Entry]) -> Base:
-    """Raises ChainBroken unless `entries` start right after `previous`, by index and term (chains: see log.verify)."""
-    index, term, chain = previous
-    for e in entries:
-        if e.index != index + 1 or e.term < term:
-            raise ChainBroken(e.index, f"it does not follow index {index} of term {term}")
-        index, term, chain = e.index, e.term, e.chain
-    return Base(index, term, chain)
 
 
 # -- the write-ahead log --------------------------------------------------------------------------------------

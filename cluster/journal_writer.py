@@ -24,14 +24,11 @@ import structlog
 from . import journal_file as jf
 from .core.errors import JournalBroken
 from .core.ids import LogIndex
-from .core.log import Entry
-from .journal_file import Base
+from .core.log import ENTRY_OVERHEAD, Base, Entry
 
 log = structlog.get_logger()
 
 OnDurable = Callable[[LogIndex], None]
-ENTRY_OVERHEAD = 96
-"""Bytes beside the body, roughly, on disk and in memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,22 +4,22 @@
 `core/insync.py`; here its actions are carried out. An entry goes to the followers before our own disk has it: the two
 writes run side by side, and the commit waits for both.
 
-Timers are the loop's. Read next: `replication.py`, which streams to the followers.
+It needs no running loop but for `wait_committed`: the clock and the timer are handed in, the loop's by default.
+Read next: `replication.py`, which streams to the followers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Protocol
 
 import structlog
 
-from . import wire
 from .clock import boottime_ns
-from .core.errors import BatonError, InvariantViolation, StepDown
+from .core.errors import BatonError, InvariantViolation, JournalBusy, StepDown
 from .core.ids import NS_PER_S, Instant, JournalId, LogIndex, NodeId, Term
 from .core.insync import (
     Action,
@@ -34,8 +34,8 @@ from .core.insync import (
     ProposeChange,
     Protection,
 )
-from .core.log import KIND_TERM_STARTED, Entry, make_entry
-from .journal import Journal, JournalBusy
+from .core.log import KIND_TERM_STARTED, Base, Entry, make_entry
+from .core.stream import BODY_BYTES_MAX
 
 log = structlog.get_logger()
 
@@ -79,15 +79,42 @@ class FollowerStream(Protocol):
     def state(self) -> FollowerState: ...
 
 
+class LeadersJournal(Protocol):
+    """What a LeaderLog needs of the journal."""
+
+    journal_id: JournalId
+    highest_term: Term
+    durable_index: LogIndex
+    commit_index: LogIndex
+
+    @property
+    def last(self) -> Base: ...
+
+    def submit(self, entries: Sequence[Entry], on_durable: Callable[[LogIndex], None]) -> None:
+        """Append; on_durable(index of the last one) once they are durable, never from inside this call.
+
+        Raises JournalBroken, JournalBusy: nothing was taken then."""
+
+    def note_commit(self, index: LogIndex) -> None: ...
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+CallLater = Callable[[float, Callable[[], None]], Timer]
+"""(seconds, what to call then), as the loop's own."""
+
+
 class LeaderLog:
-    """One term of leadership. Make it after Follower.stop_following(): the journal is at rest then.
+    """One term of leadership. Make it after Follower.wait_at_rest(): nobody is followed then, and all is durable.
 
     The callbacks run on the loop, must not block, and must not raise.
     """
 
     def __init__(
         self,
-        journal: Journal,
+        journal: LeadersJournal,
         me: NodeId,
         term: Term,
         members: Members,
@@ -100,6 +127,7 @@ class LeaderLog:
         settings: LeaderSettings | None = None,
         presumed_gone: Collection[NodeId] = (),
         clock: Callable[[], Instant] = boottime_ns,
+        call_later: CallLater | None = None,
     ) -> None:
         """members, revision: `insync` as of the lease. propose: carry it to the keeper, and its answer back to
         change_done(), change_refused() or change_unknown(). on_commit: usually Delivery.advance.
@@ -134,11 +162,11 @@ class LeaderLog:
         self.first_index = LogIndex(journal.last.index + 1)
         self._waiting: list[tuple[LogIndex, int, asyncio.Future[None]]] = []
         self._waits = 0
-        self._streams: set[FollowerStream] = set()
+        self._streams: dict[FollowerStream, None] = {}  # a set that keeps its order: equal events, equal effects
         self._closed: str | None = None
-        self._loop = asyncio.get_running_loop()
+        self._call_later: CallLater = call_later or asyncio.get_running_loop().call_later
         self._tick_s = limits.gone / NS_PER_S / 2
-        self._timer = self._loop.call_later(self._tick_s, self._tick)
+        self._timer = self._call_later(self._tick_s, self._tick)
         self._carry_out(self.insync.start(clock()))
 
     # -- for the node ---------------------------------------------------------------------------------------------
@@ -155,8 +183,8 @@ class LeaderLog:
         last = self._journal.last
         if (kind == KIND_TERM_STARTED) != (last.index + 1 == self.first_index):
             raise InvariantViolation(f"entry {last.index + 1} of kind {kind}: a term starts with TermStarted, once")
-        if len(body) > wire.BODY_BYTES_MAX:
-            raise BatonError(f"an entry of {len(body)} bytes; at most {wire.BODY_BYTES_MAX} can be replicated")
+        if len(body) > BODY_BYTES_MAX:
+            raise BatonError(f"an entry of {len(body)} bytes; at most {BODY_BYTES_MAX} can be replicated")
         # Without its TermStarted nothing that was inherited could ever be committed.
         if last.index - self.insync.commit >= self._settings.uncommitted_max and kind != KIND_TERM_STARTED:
             raise JournalBusy(f"{last.index - self.insync.commit} entries wait to be committed, as many as may wait")
@@ -178,7 +206,7 @@ class LeaderLog:
     def wait_committed(self, index: LogIndex) -> asyncio.Future[None]:
         """Done once `index` is committed. Fails with StepDown if the term ends first: what becomes of the entry is
         then the next leader's business, and unknown here. The caller brings the timeout."""
-        future = self._loop.create_future()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if index <= self.insync.commit:
             future.set_result(None)
         elif self._closed is not None:
@@ -223,13 +251,13 @@ class LeaderLog:
     # -- for the streams --------------------------------------------------------------------------------------------
 
     def attach(self, stream: FollowerStream) -> None:
-        self._streams.add(stream)
+        self._streams[stream] = None
 
     def acked(self, member: Member, durable: LogIndex) -> None:
         self._carry_out(self.insync.acked(member, durable, self._clock()))
 
     def detach(self, stream: FollowerStream) -> None:
-        self._streams.discard(stream)
+        self._streams.pop(stream, None)
         if not any(s.member == stream.member for s in self._streams):
             self._carry_out(self.insync.gone(stream.member, self._clock()))
 
@@ -239,7 +267,7 @@ class LeaderLog:
         self._carry_out(self.insync.local_durable(index, self._clock()))
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(self._tick_s, self._tick)
+        self._timer = self._call_later(self._tick_s, self._tick)
         self._carry_out(self.insync.tick(self._clock()))
         for stream in list(self._streams):
             stream.check()

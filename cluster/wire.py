@@ -1,4 +1,4 @@
-"""What both ends of a replication stream share: settings, TLS, channel options, messages to entries and back.
+"""What both ends of a replication stream share: TLS, channel options, and its messages as bytes (`core/stream.py`).
 
 Read next: `replication.py` (the leader's end), `follower.py` (the other one).
 """
@@ -7,21 +7,32 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from .core.errors import ConfigError
-from .core.ids import LogIndex, NodeId, Term
+from .core.ids import JournalId, LogIndex, NodeId, Term
 from .core.log import Entry, Position
+from .core.stream import (
+    MESSAGE_BYTES_MAX,
+    Ack,
+    Checkpoint,
+    Entries,
+    FollowerMessage,
+    Heartbeat,
+    Hello,
+    LeaderMessage,
+    Refusal,
+    Refused,
+    SnapshotChunk,
+    SnapshotHead,
+    Start,
+    StreamEnded,
+    StreamSettings,
+)
 from .rpc import replication_pb2 as pb
-
-PROTOCOL = 1
-MESSAGE_BYTES_MAX = 24 << 20
-BODY_BYTES_MAX = 16 << 20
-"""Of one entry. A frame holds whole entries, so it must fit into MESSAGE_BYTES_MAX with some room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,69 +45,123 @@ class TlsFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class WireSettings:
-    """heartbeat_s: the leader's, when it has nothing else to say. silence_s: a follower that hears nothing for so
-    long dials anew, over a new connection (the old one may be a black hole). commit_notice_s: how soon a commit is
-    told when no entry carries it. window_bytes: sent and not acknowledged, per follower. frame_*: one message of
-    entries; small, because making one takes the loop about 2 us per entry.
-    hello_s: for the handshake. hold_s: how long an early follower is kept waiting for us to begin to lead.
-    """
-
-    heartbeat_s: float = 0.05
-    silence_s: float = 0.5
-    commit_notice_s: float = 0.005
-    hello_s: float = 2.0
-    hold_s: float = 0.5
-    backoff_min_s: float = 0.02
-    backoff_max_s: float = 0.5
-    window_bytes: int = 8 << 20
-    frame_entries: int = 512
-    frame_bytes: int = 256 << 10
-    catch_up_entries: int = 8192
-    catch_up_bytes: int = 2 << 20
-    snapshot_chunk_bytes: int = 1 << 20
-    snapshot_bytes_max: int = 512 << 20
+class WireSettings(StreamSettings):
     tls: TlsFiles | None = None
 
 
-@dataclass(slots=True)
-class Digests:
-    """The book's digest at agreed indexes (multiples of one number), the youngest few. One per node, kept over
-    changes of role: note() is called by whoever applies entries to the book, leading or not."""
-
-    keep: int = 64
-    _held: dict[LogIndex, bytes] = field(default_factory=dict)
-
-    def note(self, index: LogIndex, digest: bytes) -> None:
-        self._held[index] = digest
-        if len(self._held) > self.keep:
-            del self._held[next(iter(self._held))]
-
-    def at(self, index: LogIndex) -> bytes | None:
-        return self._held.get(index)
-
-    @property
-    def latest(self) -> tuple[LogIndex, bytes] | None:
-        return next(reversed(self._held.items()), None)
-
-    def clear(self) -> None:
-        self._held.clear()
+# -- messages -----------------------------------------------------------------------------------------------
 
 
-# -- entries ------------------------------------------------------------------------------------------------
+def leader_message(message: LeaderMessage) -> pb.LeaderMessage:
+    match message:
+        case Entries(entries, commit):
+            made = [pb.Entry(index=i, term=t, kind=k, at=at, body=b, chain=c) for i, t, k, at, b, c in entries]
+            return pb.LeaderMessage(entries=pb.Entries(entries=made, commit_index=commit))
+        case Heartbeat(commit):
+            return pb.LeaderMessage(heartbeat=pb.Heartbeat(commit_index=commit))
+        case SnapshotChunk(data):
+            return pb.LeaderMessage(snapshot=pb.SnapshotChunk(data=data))
+        case Start():
+            return pb.LeaderMessage(start=_start(message))
+        case Refused(code, reason):
+            return pb.LeaderMessage(refused=pb.Refused(code=pb.Refusal.Name(code), reason=reason))
 
 
-def frame(entries: Sequence[Entry], commit: LogIndex) -> pb.LeaderMessage:
-    made = [pb.Entry(index=i, term=t, kind=k, at=at, body=b, chain=c) for i, t, k, at, b, c in entries]
-    return pb.LeaderMessage(entries=pb.Entries(entries=made, commit_index=commit))
+def read_leader_message(message: pb.LeaderMessage) -> LeaderMessage:
+    """Raises StreamEnded for a message of no kind that we know."""
+    match message.WhichOneof("message"):
+        case "entries":
+            return Entries(
+                [
+                    Entry(LogIndex(e.index), Term(e.term), e.kind, e.at, e.body, e.chain)
+                    for e in message.entries.entries
+                ],
+                LogIndex(message.entries.commit_index),
+            )
+        case "heartbeat":
+            return Heartbeat(LogIndex(message.heartbeat.commit_index))
+        case "snapshot":
+            return SnapshotChunk(message.snapshot.data)
+        case "start":
+            return _read_start(message.start)
+        case "refused":
+            return Refused(Refusal(message.refused.code), message.refused.reason)
+        case _:
+            raise StreamEnded("the leader sent what is no message here; is it newer than this node?")
 
 
-def unframe(message: pb.Entries) -> list[Entry]:
-    return [Entry(LogIndex(e.index), Term(e.term), e.kind, e.at, e.body, e.chain) for e in message.entries]
+def _start(start: Start) -> pb.Start:
+    made = pb.Start(
+        leader=start.leader,
+        term=start.term,
+        fork=pb.Position(index=start.fork.index, chain=start.fork.chain),
+        fork_term=start.fork_term,
+        commit_index=start.commit,
+    )
+    if start.snapshot is not None:
+        made.snapshot, made.snapshot_digest, made.snapshot_bytes = True, start.snapshot.digest, start.snapshot.size
+    return made
 
 
-def positions(message: Sequence[pb.Position]) -> list[Position]:
-    return [Position(LogIndex(p.index), p.chain) for p in message]
+def _read_start(start: pb.Start) -> Start:
+    return Start(
+        NodeId(start.leader),
+        Term(start.term),
+        Position(LogIndex(start.fork.index), start.fork.chain),
+        Term(start.fork_term),
+        LogIndex(start.commit_index),
+        SnapshotHead(start.snapshot_digest, start.snapshot_bytes) if start.snapshot else None,
+    )
+
+
+def follower_message(message: FollowerMessage) -> pb.FollowerMessage:
+    if isinstance(message, Hello):
+        return pb.FollowerMessage(hello=_hello(message))
+    ack = pb.Ack(term=message.term, durable_index=message.durable, applied_index=message.applied)
+    if message.checkpoint is not None:
+        ack.digest.index, ack.digest.digest = message.checkpoint
+    return pb.FollowerMessage(ack=ack)
+
+
+def read_follower_message(message: pb.FollowerMessage) -> FollowerMessage:
+    """Raises StreamEnded for a message of no kind that we know."""
+    match message.WhichOneof("message"):
+        case "ack":
+            ack = message.ack
+            checkpoint = Checkpoint(LogIndex(ack.digest.index), ack.digest.digest) if ack.HasField("digest") else None
+            return Ack(Term(ack.term), LogIndex(ack.durable_index), LogIndex(ack.applied_index), checkpoint)
+        case "hello":
+            return _read_hello(message.hello)
+        case _:
+            raise StreamEnded("the follower sent what is no message here; is it newer than this node?")
+
+
+def _hello(hello: Hello) -> pb.Hello:
+    return pb.Hello(
+        protocol=hello.protocol,
+        cluster=hello.cluster,
+        node=hello.node,
+        journal_id=hello.journal,
+        term=hello.term,
+        highest_term=hello.highest_term,
+        last_index=hello.last,
+        commit_index=hello.commit,
+        locator=[pb.Position(index=p.index, chain=p.chain) for p in hello.locator],
+    )
+
+
+def _read_hello(hello: pb.Hello) -> Hello:
+    return Hello(
+        hello.protocol,
+        hello.cluster,
+        NodeId(hello.node),
+        JournalId(hello.journal_id),
+        Term(hello.term),
+        Term(hello.highest_term),
+        LogIndex(hello.last_index),
+        LogIndex(hello.commit_index),
+        [Position(LogIndex(p.index), p.chain) for p in hello.locator],
+    )
 
 
 # -- connections --------------------------------------------------------------------------------------------
@@ -161,6 +226,3 @@ def certified_names(context: grpc.aio.ServicerContext) -> set[str]:
     found = context.auth_context()
     keys = ("x509_subject_alternative_name", "x509_common_name")
     return {name.decode(errors="replace") for key in keys for name in found.get(key, ()) if name}
-
-
-Clock = Callable[[], int]

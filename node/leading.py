@@ -15,9 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
@@ -70,17 +69,15 @@ class Leading:
         self,
         parts: Parts,
         *,
-        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
         publish: Callable[[], None],
     ) -> None:
-        """spawn: runs a task whose failure ends the node. publish: tell the others now what we are."""
+        """publish: tell the others now what we are."""
         self.log: LeaderLog | None = None
         self.trader: Trader | None = None
         self.permission = STANDBY
         self.stepped_down: tuple[int, str] | None = None  # when we last asked to, and why
         self._parts = parts
-        self._spawn, self._publish = spawn, publish
-        self._take_over: asyncio.Task[None] | None = None
+        self._publish = publish
         self._facts: dict[int, Fact] = {}  # appended by us and not applied; saves decoding them again
         self._change = 0  # number of the in-sync change under way
         self._latch_asked = 0  # number of the latest question about the kill latch
@@ -108,19 +105,13 @@ class Leading:
 
     # -- the way in ----------------------------------------------------------------------------------------
 
-    def begin(self, lead: link.Lead, at_rest: Callable[[], contextlib.AbstractAsyncContextManager[None]]) -> None:
-        """Take over. at_rest: entered when following has stopped and the journal is at rest; it stays so inside."""
-        if self.end(f"told to lead in term {lead.term}"):
-            self.rest()
-        self._take_over = self._spawn(self._lead(lead, at_rest), "lead")
-
-    async def _lead(self, lead: link.Lead, at_rest: Callable[[], contextlib.AbstractAsyncContextManager[None]]) -> None:
+    def begin(self, lead: link.Lead) -> None:
+        """Take over. Nobody is followed, and the journal is at rest (`obeying.py`)."""
         parts, term, told_at = self._parts, Term(lead.term), boottime_ns()
         log.info("taking_over", term=term, cause=lead.cause, came_from=lead.came_from)
-        async with at_rest():
-            self._facts.clear()
-            self.log = leader = self._leader_log(term, lead)
-            parts.server.lead(leader)
+        self._facts.clear()
+        self.log = leader = self._leader_log(term, lead)
+        parts.server.lead(leader)
         self.trader = self._make_trader(leader)
         self.trader.begin(TermStarted(parts.name, str(os.getpid())), told_at)
 
@@ -217,9 +208,6 @@ class Leading:
             self._parts.server.stop_leading(reason)
             log.info("leading_ended", term=leader.term, reason=reason)
         self._facts.clear()
-        if self._take_over is not None:
-            self._take_over.cancel()
-            self._take_over = None
         return leader is not None
 
     def rest(self) -> None:
@@ -228,11 +216,11 @@ class Leading:
         self._parts.conditions.unprotected = ""
         self._permission_changed(STANDBY)
 
-    async def drain(self, term: int, successor: str | None) -> None:
-        """The permit is gone. Returns when the keeper has been told that all is settled, or the term has ended."""
+    def drain(self, term: int, successor: str | None) -> None:
+        """The permit is gone. The keeper is told when all is settled, unless the term ends before."""
         if self.trader is not None and self.trader.term == term:
             self._append_strategy_state()
-            await self.trader.drain(successor)
+            self.trader.drain(successor)
 
     # -- the kill latch --------------------------------------------------------------------------------------
 

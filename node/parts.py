@@ -10,13 +10,13 @@ import random
 from dataclasses import dataclass, field
 
 from cluster.core.errors import ConfigError
+from cluster.core.stream import Digests
 from cluster.delivery import Delivery
 from cluster.follower import Follower
 from cluster.journal import Journal
 from cluster.link import Link
 from cluster.permit import PermitPage
 from cluster.replication import ReplicationServer
-from cluster.wire import Digests
 from node.book import Book
 from node.config import Config
 from node.config_model import FEED_ADAPTERS, VENUE_ADAPTERS

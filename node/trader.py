@@ -69,7 +69,6 @@ class Trader:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = Instant(0)
         self._loop = asyncio.get_running_loop()
-        self._over = asyncio.Event()
 
     # -- the way in and out --------------------------------------------------------------------------------
 
@@ -81,18 +80,16 @@ class Trader:
         """The permit is in the page: trade."""
         self._tell(lambda: self.leadership.granted(self._page.read(), boottime_ns()))
 
-    async def drain(self, successor: str | None) -> None:
-        """The permit is gone. Returns when the drain has ended, or the term."""
+    def drain(self, successor: str | None) -> None:
+        """The permit is gone: settle what is under way, and report."""
         target = None if successor is None else NodeId(successor)
         self._tell(lambda: self.leadership.drain(target, boottime_ns()))
-        await self._over.wait()
 
     def stop(self) -> None:
         """Send and append nothing more. Synchronous: when it returns, no new write can start, and one that waits
         in the adapter's queue is dropped by `_still_allowed`."""
         self.leadership.stop()
         self.stopped = True
-        self._over.set()
         if self._timer is not None:
             self._timer.cancel()
         for task in self._tasks:

@@ -8,8 +8,8 @@ One asyncio loop and one TaskGroup: a task that dies takes the process down, and
 own heartbeat goes into shared memory, so a strategy that blocks the loop is seen. The worker obeys: it leads when told,
 and stops when told, clearing what it has before it answers.
 
-Read next: `parts.py` (what it is made of), `leading.py` (the way in and out of leading), `leadership.py` (one term),
-`host.py` (the strategy), `report.py` (what it says of itself), `cluster/replication.py`.
+Read next: `parts.py` (what it is made of), `obeying.py` (whom it follows, when it leads), `leading.py` (the way in and
+out of leading), `leadership.py` (one term), `host.py` (the strategy), `report.py` (what it says of itself).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,12 @@ from cluster.core.errors import (
     InvariantViolation,
     JournalCorrupt,
     OutcomeUnknown,
-    StaleTerm,
     Stop,
     Unreachable,
 )
-from cluster.core.ids import NS_PER_S, LogIndex, NodeId, Term, ns
+from cluster.core.ids import NS_PER_S, LogIndex, NodeId, ns
 from cluster.core.log import Entry
+from cluster.core.stream import Digests
 from cluster.delivery import Delivery
 from cluster.follower import Follower
 from cluster.journal import Journal, Snapshot, set_aside
@@ -51,7 +51,7 @@ from cluster.logs import configure_logging
 from cluster.permit import PermitPage
 from cluster.picture import address_of
 from cluster.replication import ReplicationServer
-from cluster.wire import Digests, TlsFiles, WireSettings
+from cluster.wire import TlsFiles, WireSettings
 from node.book import Book
 from node.codec import Intent, decode
 from node.config import Config, load_config
@@ -59,6 +59,7 @@ from node.feeds.base import FeedState
 from node.gate import GateUnavailable, GateUnsuitable
 from node.host import StrategyHost, load_strategy
 from node.leading import Leading
+from node.obeying import Obeying
 from node.parts import Parts, make_feed, make_venue
 from node.permission import Conditions
 from node.redis_gate import RedisGate
@@ -87,7 +88,6 @@ class Worker:
         self.page = page
         self.instruments = config.instrument_table()
         self._sock = sock
-        self._turn = asyncio.Lock()  # for what changes whom we follow; fair, so it goes in the order of the messages
         self._running: set[asyncio.Task[None]] = set()
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._standing: set[str] = set()  # names of the tasks that last as long as the process
@@ -126,7 +126,7 @@ class Worker:
                 for task in self._running:
                     task.cancel()
         finally:
-            self.leading.end("worker ends")
+            self._end_leading("worker ends")
             self.parts.host.stop()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
@@ -200,7 +200,8 @@ class Worker:
             warnings=warnings,
         )
         journal.on_synced(self.parts.telemetry.journal_fsync)
-        self.leading = Leading(self.parts, spawn=self._spawn, publish=self._publish)
+        self.leading = Leading(self.parts, publish=self._publish)
+        self.obeying = Obeying(self.parts, self.leading, self._spawn)
         self.report = Report(self.parts, self.leading)
         delivery.advance(journal.commit_index)
 
@@ -230,7 +231,7 @@ class Worker:
     def _exit(self, why: str) -> None:
         self._exiting = True
         log.info("worker_stopping", reason=why)
-        self.leading.end(why)
+        self._end_leading(why)
         if not self._over.done():
             self._over.set_result(None)
 
@@ -240,10 +241,15 @@ class Worker:
         if self._failed:
             return
         self._failed = True
-        self.leading.end(str(error))
+        self._end_leading(str(error))
         self.parts.link.send(link.Fatal(f"{type(error).__name__}: {error}"[:2000]))
         if not self._over.done():
             self._over.set_exception(error)
+
+    def _end_leading(self, why: str) -> None:
+        """For good: what we were told and have not begun is not begun any more."""
+        self.leading.end(why)
+        self.obeying.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = self._tasks.create_task(work, name=name)
@@ -365,22 +371,18 @@ class Worker:
     def _obey(self, message: link.Message) -> None:
         leading = self.leading
         match message:
-            case link.Follow(node, address, term):
-                if leading.end(f"told to follow {node}"):
-                    leading.rest()
-                self._spawn(self._follow(NodeId(node), address, Term(term)), "follow")
-            case link.Prepare(term):
-                self._spawn(self._prepare(Term(term)), "prepare")
+            case link.Follow():
+                self.obeying.follow(message)
+            case link.Prepare():
+                self.obeying.prepare(message)
             case link.Lead():
-                leading.begin(message, self._at_rest)
+                self.obeying.lead(message)
+            case link.StopTrading():
+                self.obeying.stop_trading(message)
             case link.Granted(term):
                 leading.granted(term)
-            case link.StopTrading(term, reason):
-                leading.end(reason)
-                self.parts.link.send(link.Stopped(term))
-                leading.rest()
             case link.Drain(term, successor):
-                self._spawn(leading.drain(term, successor), "drain")
+                leading.drain(term, successor)
             case link.InSyncAnswer():
                 leading.insync_answered(message)
             case link.LatchSeen(halted):
@@ -410,27 +412,6 @@ class Worker:
         cluster_id = picture["etcd_cluster_id"]
         if cluster_id and parts.journal.etcd_cluster_id == 0:
             self._spawn(parts.journal.set_etcd_cluster_id(cluster_id), "remember-etcd")
-
-    async def _prepare(self, term: Term) -> None:
-        async with self._turn:
-            await self.parts.follower.stop_following(closing=term)
-        self.parts.link.send(link.Prepared(term))
-
-    async def _follow(self, leader: NodeId, address: str, term: Term) -> None:
-        """In turn: a Prepare and the Follow after it may arrive together, and stopping takes a while. Out of turn, the
-        stop would end the new leader's stream and close its term for ever."""
-        async with self._turn:
-            try:
-                self.parts.follower.follow(leader, address, term)
-            except StaleTerm as e:  # the keeper's view is behind what this journal has seen; its next word is newer
-                log.warning("follow_refused", peer=leader, term=term, reason=str(e))
-
-    @contextlib.asynccontextmanager
-    async def _at_rest(self) -> AsyncIterator[None]:
-        """Inside, nobody is followed and the journal is at rest."""
-        async with self._turn:
-            await self.parts.follower.stop_following()
-            yield
 
     # -- the strategy --------------------------------------------------------------------------------------
 

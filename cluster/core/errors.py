@@ -22,7 +22,8 @@ class OutcomeUnknown(BatonError):
 
 
 class JournalBusy(BatonError):
-    """The disk is behind by a full queue. Nothing of this call was taken; try again later or refuse the order."""
+    """The disk is behind by a full queue, or too much waits to be committed. Nothing of this call was taken; try again
+    later or refuse the order."""
 
 
 # -- step down --------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ Equal chains at one index mean equal logs up to there; that is the whole matchin
 makes the audit trail tamper-evident for free (DESIGN 5). Pure: bytes in, bytes out.
 
 Below the entry: where two logs part (`locator`, `fork_point`), and what a follower may keep, cut and acknowledge
-(`FollowerLog`). Read next: `insync.py` for what the acknowledgements are worth to the leader.
+(`FollowerLog`). Read next: `stream.py` for how two nodes' logs become equal, `insync.py` for what the acknowledgements
+are worth to the leader.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ GENESIS = bytes(CHAIN_BYTES)
 
 KIND_TERM_STARTED = 1
 """The only kind `cluster/` itself writes: the first entry of a term. Kinds from 16 up belong to `node/`."""
+
+ENTRY_OVERHEAD = 96
+"""Bytes of an entry beside its body, roughly: on disk, in memory, on the wire."""
 
 _HEAD = struct.Struct(">qqHq")
 
@@ -82,6 +86,40 @@ def verify(previous_index: int, previous_chain: bytes, entries: Iterable[Entry])
             raise ChainBroken(e.index, "its chain is not the hash of what stands before it")
         index, term = e.index, e.term
     return LogIndex(index), chain
+
+
+# -- where a log begins and ends ---------------------------------------------------------------------------
+
+
+class Base(NamedTuple):
+    """Where the stored entries begin: the first one is `index + 1` and follows `chain`."""
+
+    index: LogIndex  # type: ignore[assignment]  # hides tuple.index
+    term: Term
+    chain: bytes
+
+
+BEGINNING = Base(LogIndex(0), Term(0), GENESIS)
+
+
+class Snapshot(NamedTuple):
+    """The book after entry `index`, in place of all entries up to it. digest: the book's own, opaque here."""
+
+    index: LogIndex  # type: ignore[assignment]  # hides tuple.index
+    term: Term
+    chain: bytes
+    digest: bytes
+    blob: bytes
+
+
+def check_follows(previous: Base, entries: Sequence[Entry]) -> Base:
+    """Raises ChainBroken unless `entries` start right after `previous`, by index and term (chains: see `verify`)."""
+    index, term, chain = previous
+    for e in entries:
+        if e.index != index + 1 or e.term < term:
+            raise ChainBroken(e.index, f"it does not follow index {index} of term {term}")
+        index, term, chain = e.index, e.term, e.chain
+    return Base(index, term, chain)
 
 
 # -- where two logs part, and what may be cut ---------------------------------------------------------------

@@ -57,7 +57,7 @@ WORLD = {
 # Who speaks which generated wire; everybody else is handed values.
 STUBS = {
     "etcd": {"cluster.etcd"},
-    "replication_pb2": {"cluster.wire", "cluster.replication", "cluster.follower"},
+    "replication_pb2": {"cluster.wire"},
     "replication_pb2_grpc": {"cluster.replication", "cluster.follower"},
     "journal_pb2": {"node.codec"},
     "book_pb2": {"node.book", "node.book_order"},

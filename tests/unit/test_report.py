@@ -11,8 +11,8 @@ import pytest
 
 from cluster import link
 from cluster.core.ids import JournalId, LogIndex, NodeId
+from cluster.core.stream import Digests
 from cluster.leader_log import FollowerState
-from cluster.wire import Digests
 from node import report as report_module
 from node.book import Book
 from node.feeds.base import FeedHealth, FeedState

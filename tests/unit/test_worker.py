@@ -13,6 +13,7 @@ import pytest
 from cluster import link
 from cluster.core.errors import InvariantViolation, StaleTerm, Stop
 from cluster.permit import PermitPage
+from node.obeying import Obeying
 from node.worker import Worker
 from tests.support.paper import eventually
 
@@ -24,8 +25,8 @@ class Story:
         self.lines: list[str] = []
         self.leads = True
         self.follow_error: Exception | None = None
-        self.stopping = asyncio.Event()
-        self.stopping.set()
+        self.at_rest = asyncio.Event()
+        self.at_rest.set()
 
     # node.leading.Leading
     def end(self, reason: str) -> bool:
@@ -36,13 +37,13 @@ class Story:
     def rest(self) -> None:
         self.lines.append("rest")
 
-    def begin(self, lead: link.Lead, at_rest: Any) -> None:
+    def begin(self, lead: link.Lead) -> None:
         self.lines.append(f"begin {lead.term}")
 
     def granted(self, term: int) -> None:
         raise ZeroDivisionError("a mistake of ours")
 
-    async def drain(self, term: int, successor: str | None) -> None:
+    def drain(self, term: int, successor: str | None) -> None:
         raise ZeroDivisionError("a mistake of ours")
 
     # cluster.link.Link
@@ -55,9 +56,11 @@ class Story:
             raise self.follow_error
         self.lines.append(f"follow {leader} {term}")
 
-    async def stop_following(self, closing: int | None = None) -> None:
-        await self.stopping.wait()
+    def stop(self, closing: int | None = None) -> None:
         self.lines.append(f"stop following, closing {closing}")
+
+    async def wait_at_rest(self) -> None:
+        await self.at_rest.wait()
 
 
 @pytest.fixture
@@ -73,6 +76,7 @@ async def worker(story: Story) -> AsyncIterator[Worker]:
     made = Worker(config, ours, page)
     parts: Any = SimpleNamespace(link=story, follower=story)
     made.parts, made.leading = parts, story  # type: ignore[assignment]
+    made.obeying = Obeying(parts, story, made._spawn)  # type: ignore[arg-type]
     async with asyncio.TaskGroup() as made._tasks:
         yield made
         for task in made._running:
@@ -94,31 +98,52 @@ async def test_stop_is_confirmed_before_user_code_is_told(worker: Worker, story:
 
 async def test_told_to_follow_while_leading_the_term_ends_first(worker: Worker, story: Story) -> None:
     worker._on_message(link.Follow("n2", "host:1", 9))
-    assert story.lines == ["end: told to follow n2", "rest"]
-    await eventually(lambda: "follow n2 9" in story.lines, "follows")
+    assert story.lines == ["end: told to follow n2", "rest", "follow n2 9"]
 
 
 async def test_prepare_and_the_follow_behind_it_are_done_in_turn(worker: Worker, story: Story) -> None:
-    """Stopping takes a while. Were the follow done meanwhile, the stop would end it and close its term for ever."""
     story.leads = False
-    story.stopping.clear()
+    story.at_rest.clear()
     worker._on_message(link.Prepare(7))
     worker._on_message(link.Follow("n2", "host:1", 9))
-    await asyncio.sleep(0.01)
-    story.stopping.set()
+    assert story.lines == ["stop following, closing 7", "end: told to follow n2"]
+    story.at_rest.set()
     await eventually(lambda: len(story.lines) == 4, "both")
-    assert story.lines == [
-        "end: told to follow n2",
-        "stop following, closing 7",
-        f"send {link.Prepared(7)}",
-        "follow n2 9",
-    ]
+    assert story.lines[2:] == [f"send {link.Prepared(7)}", "follow n2 9"]
+
+
+async def test_leads_once_the_journal_is_at_rest(worker: Worker, story: Story) -> None:
+    story.at_rest.clear()
+    worker._on_message(link.Lead(9, {}, 1, "", "", None))
+    assert story.lines == ["end: told to lead in term 9", "rest", "stop following, closing None"]
+    story.at_rest.set()
+    await eventually(lambda: story.lines[-1] == "begin 9", "leads")
+
+
+async def test_stopped_before_the_journal_is_at_rest_it_never_leads(worker: Worker, story: Story) -> None:
+    story.at_rest.clear()
+    worker._on_message(link.Lead(9, {}, 1, "", "", None))
+    worker._on_message(link.StopTrading(9, "deposed"))
+    assert story.lines[-3:] == ["end: deposed", f"send {link.Stopped(9)}", "rest"]
+    await eventually(lambda: not worker._running, "nobody waits")
+    worker._on_message(link.Follow("n2", "host:1", 10))
+    story.at_rest.set()
+    await asyncio.sleep(0.01)
+    assert story.lines[-2:] == ["end: told to follow n2", "follow n2 10"]
+
+
+async def test_exit_while_a_lead_waits_its_turn_is_the_end_of_it(worker: Worker, story: Story) -> None:
+    story.at_rest.clear()
+    worker._on_message(link.Lead(9, {}, 1, "", "", None))
+    story.at_rest.set()
+    worker._on_message(link.Exit("shutdown"))
+    await eventually(lambda: not worker._running, "nobody waits")
+    assert story.lines[-1] == "end: shutdown"
 
 
 async def test_told_to_follow_a_term_that_is_older_than_our_journal_is_not_fatal(worker: Worker, story: Story) -> None:
     story.follow_error = StaleTerm("term 9 has been seen here")
     worker._on_message(link.Follow("n2", "host:1", 8))
-    await eventually(lambda: not worker._running, "done")
     assert not worker._over.done()
 
 
@@ -173,6 +198,7 @@ async def test_task_that_fails_stops_trading_before_the_others_have_ended(story:
     worker = Worker(config, ours, page)
     parts: Any = SimpleNamespace(link=story, follower=story)
     worker.parts, worker.leading = parts, story  # type: ignore[assignment]
+    worker.obeying = Obeying(parts, story, worker._spawn)  # type: ignore[arg-type]
     may_end = asyncio.Event()
 
     async def slow_to_end() -> None:
@@ -181,10 +207,13 @@ async def test_task_that_fails_stops_trading_before_the_others_have_ended(story:
         finally:
             await may_end.wait()
 
+    async def fails() -> None:
+        raise ZeroDivisionError("a mistake of ours")
+
     async def run() -> None:
         async with asyncio.TaskGroup() as worker._tasks:
             worker._spawn(slow_to_end(), "slow")
-            worker._on_message(link.Drain(7, None))
+            worker._spawn(fails(), "fails")
             await worker._over
 
     running = asyncio.create_task(run())

@@ -112,7 +112,7 @@ class Node:
 
     async def lead(self, term: int, etcd: FakeEtcd, *insync: Node, settings: LeaderSettings | None = None) -> LeaderLog:
         """Win the lease of `term`, with `insync` (and ourselves) in sync."""
-        await self.follower.stop_following()
+        await self.stop_following()
         await self.journal.raise_term(Term(0))
         etcd.term, etcd.revision = term, etcd.revision + 1
         etcd.members = {n.name: n.journal.journal_id for n in (self, *insync)}
@@ -134,6 +134,10 @@ class Node:
 
     def follow(self, leader: Node, term: int) -> None:
         self.follower.follow(leader.name, leader.address, Term(term))
+
+    async def stop_following(self, closing: Term | None = None) -> None:
+        self.follower.stop(closing)
+        await self.follower.wait_at_rest()
 
     async def append(self, count: int = 1, body: bytes = b"order") -> list[Entry]:
         """Append as leader and wait until all of it is committed."""

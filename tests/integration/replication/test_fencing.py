@@ -14,10 +14,11 @@ from cluster.core.errors import ConfigError, InvariantViolation, StaleTerm
 from cluster.core.ids import JournalId, LogIndex, NodeId, Term
 from cluster.core.insync import Member
 from cluster.core.log import GENESIS, make_entry
+from cluster.core.stream import Entries
 from cluster.replication import TlsFiles, WireSettings
 from cluster.rpc import replication_pb2 as pb
 from cluster.rpc import replication_pb2_grpc as rpc
-from cluster.wire import frame
+from cluster.wire import leader_message
 from tests.integration.replication.nodes import FAST, KIND, FakeEtcd, Node, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -49,7 +50,7 @@ async def test_after_stop_following_the_old_leader_gets_no_acknowledgement(node:
     etcd.hold = True
     assert a.log is not None
     burst = [a.log.append(KIND, b"x", 7) for _ in range(200)]
-    await b.follower.stop_following(closing=Term(1))
+    await b.stop_following(closing=Term(1))
     late = a.log.append(KIND, b"late", 7)
     held = b.journal.last.index
     assert b.journal.durable_index == held  # at rest
@@ -225,7 +226,7 @@ async def serve(forger: Forger) -> tuple[grpc.aio.Server, str]:
 async def test_frames_that_do_not_follow_are_reported_after_a_few_tries(node: Make) -> None:
     b = await node("n2")
     good = make_entry(0, GENESIS, Term(1), KIND, 0, b"")
-    forger = Forger(frame([good._replace(body=b"forged")], LogIndex(0)))
+    forger = Forger(leader_message(Entries([good._replace(body=b"forged")], LogIndex(0))))
     server, address = await serve(forger)
     try:
         b.follower.follow(NodeId("n1"), address, Term(1))
@@ -290,7 +291,7 @@ async def test_a_stranger_to_the_ca_is_not_let_in(node: Make, etcd: FakeEtcd, tm
     b = await node("n2", settings=good_b if who == "leader" else bad_b)
     await a.lead(1, etcd)
     b.follow(a, 1)
-    await wait_until(lambda: b.follower.attempts >= 3)
+    await wait_until(lambda: b.follower.following.attempts >= 3)
     assert b.journal.last.index == 0
     assert a.server._attached == 0
 
@@ -311,7 +312,7 @@ async def test_a_leader_with_another_nodes_certificate_is_not_talked_to(
     a, b = await node("n1", settings=tls(tmp_path, ca, "n3")), await node("n2", settings=tls(tmp_path, ca, "n2"))
     await a.lead(1, etcd)
     b.follow(a, 1)
-    await wait_until(lambda: b.follower.attempts >= 3)
+    await wait_until(lambda: b.follower.following.attempts >= 3)
     assert a.server._attached == 0
 
 

@@ -98,7 +98,7 @@ async def test_what_a_killed_leader_had_committed_is_on_the_follower_that_takes_
         leader.kill()
         rest, _ = await leader.communicate()
     committed = max([committed, *(int(x) for x in rest.decode().split() if x.isdigit())])
-    await b.follower.stop_following(closing=Term(1))
+    await b.stop_following(closing=Term(1))
     assert b.journal.durable_index >= committed
     assert not b.stopped
     # It leads from there; the old leader comes back as a follower, and whatever only it had is cut.

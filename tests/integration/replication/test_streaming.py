@@ -74,7 +74,7 @@ async def test_an_old_leaders_uncommitted_tail_is_cut_when_it_comes_back(node: M
     b.follow(a, 1)
     shared = await a.append(50)
     assert a.log is not None
-    await b.follower.stop_following(closing=Term(1))
+    await b.stop_following(closing=Term(1))
     lost = [a.log.append(KIND, b"never sent", 8) for _ in range(30)]  # nobody acknowledges these
     a.server.stop_leading("deposed")
     await b.lead(2, etcd, a)
@@ -95,7 +95,7 @@ async def test_entries_acknowledged_but_not_known_to_be_committed_survive_a_chan
     c.follow(a, 1)
     entries = await a.append(40)
     a.server.stop_leading("killed")
-    await c.follower.stop_following(closing=Term(1))
+    await c.stop_following(closing=Term(1))
     assert b.journal.last.index >= entries[-1].index
     await b.lead(2, etcd, c)
     c.follow(b, 2)
@@ -110,7 +110,7 @@ async def test_a_committed_entry_that_the_leader_lacks_stops_the_follower_loudly
     await a.append(20)
     await wait_until(lambda: b.journal.commit_index == 21)
     a.server.stop_leading("gone")
-    await b.follower.stop_following(closing=Term(1))
+    await b.stop_following(closing=Term(1))
     await c.lead(2, etcd)  # which no in-sync set would ever have allowed
     b.follow(c, 2)
     await wait_until(lambda: bool(b.stopped))
@@ -149,7 +149,7 @@ async def test_a_follower_whose_disk_stalls_costs_no_memory_and_catches_up_later
             entries = [a.log.append(KIND, b"x" * 5000, 7) for _ in range(100)]
             await a.log.wait_committed(entries[-1].index)
             for stream in a.log._streams:
-                assert stream._in_flight_bytes <= window + (64 << 10)  # type: ignore[attr-defined]
+                assert stream.serving.in_flight_bytes <= window + (64 << 10)  # type: ignore[attr-defined]
             assert a.journal._tail_bytes <= 2 << 20
             assert b.journal._waiting_bytes <= 2 * (128 << 10)
         assert a.in_sync()  # it was removed, and then the commits went on
