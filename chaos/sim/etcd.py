@@ -303,7 +303,7 @@ class EtcdSpec:
             self._commit(self._delete(sorted(lease.keys), self.revision + 1))
         self._gone[lease_id] = _Gone(lease.ttl_s, self._clock() + self.faults.removal_delay)
 
-    # -- what happens to an etcd -------------------------------------------------------------------------------------
+    # -- what happens to an etcd -----------------------------------------------------------------------------------
 
     def change_leader(self) -> None:
         """A new leader counts every lease from its TTL anew: they end late (etcd#11058)."""
@@ -352,7 +352,7 @@ class EtcdSpec:
                 self._leases[kv.lease].keys.add(key)
 
 
-# -- reading etcd3's comparisons and operations -----------------------------------------------------------------------
+# -- reading etcd3's comparisons and operations --------------------------------------------------------------------
 
 _NOTHING = OpResult((), 0)
 

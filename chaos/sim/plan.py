@@ -1,0 +1,234 @@
+"""What one seed decides before the first event: the cluster, its clocks, the quality of its links, and the faults.
+
+All of it is data: a plan can be printed, stored, shortened (`shrink.py`), written by hand (`scenarios.py`), and gives
+the same run each time. Times are ns; of faults, true time. The lease rules are the tightest that `LeaseRules.problems`
+lets pass: what is not needed is not there to hide a mistake.
+
+Profiles name what may go wrong. "all" draws a few classes per seed rather than everything at once: a run in which all
+links are bad hides what one bad link does.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from chaos.sim.clock import RATE
+from chaos.sim.engine import MS, US
+from cluster.core.errors import ConfigError
+from cluster.core.insync import Policy
+from cluster.core.lease import LeaseRules
+from cluster.core.ward import Timing
+
+DRIFT = 0.05
+SEND_SLACK = 10 * MS
+VENUES = ("token", "expiry", "plain")
+
+
+class Fault(NamedTuple):
+    """kind: a name in `faults.FAULTS`. target: "leader", "standby" (whoever it is then) or a node's name; for a fault
+    of something shared it says nothing. how: a variant, if the kind has some."""
+
+    at: int
+    kind: str
+    target: str
+    length: int = 0
+    how: str = ""
+
+
+class Trap(NamedTuple):
+    """Right before the nth step of this name of any node's keeper or worker: `effect`, for `length`.
+
+    pause, host pause, kill: what it says. late: its answer is held, and nothing that this host sends to etcd later
+    arrives. given up: the worker asks to step down meanwhile, and what the keeper sends is held.
+    """
+
+    process: str
+    step: str
+    nth: int
+    effect: str
+    length: int
+
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    "process": (
+        "keeper pause", "worker pause", "host pause", "host pause", "host suspend", "worker crash", "worker crash",
+        "keeper crash", "host crash", "worker hang", "worker stuck",
+    ),
+    "lease": ("cut etcd", "cut etcd", "etcd down", "revoke", "delete key", "stall watch", "compact", "blind", "vanish",
+              "late expiry", "false keep-alive"),
+    "replication": ("cut peer", "cut peer", "corrupt frame", "disk stall"),
+    "gate": ("cut gate", "cut gate", "redis down", "redis empty", "redis flush", "redis failover"),
+    "venue": ("cut orders", "cut orders", "lurk", "lurk", "lose answers", "lose answers", "cut stream", "repeat stream",
+              "reorder stream", "venue down", "venue refuses"),
+    "feed": ("feed stall", "feed repeat"),
+    "disk": ("host crash", "torn tail", "flip", "wipe", "disk stall", "disk error"),
+    "clock": ("wall jump", "host suspend"),
+    "operator": ("switchover", "switchover", "shutdown", "step down", "halt"),
+}  # fmt: skip
+FAILOVERS = (
+    "worker crash",
+    "worker crash",
+    "keeper crash",
+    "host crash",
+    "host pause",
+    "switchover",
+    "switchover",
+    "worker hang",
+)
+"""What makes another node lead, in any profile: the other faults are to meet a takeover, not only a leader at rest."""
+HARMLESS = ("short pause", "jitter", "wall jump", "stall watch", "short cut")
+"""Faults that must not cost leadership (invariant L3): shorter than what the lease and the hang limit allow."""
+ROLLBACK = ("etcd restored", "etcd restored", "etcd replaced")
+PROFILES = ("all", *CLASSES, "quiet", "rollback")
+
+_KEEPER_STEPS = (
+    ("Acquire", ("pause", "late", "late", "kill")),
+    ("Renew", ("pause", "late", "late", "kill")),
+    ("WritePermit", ("pause", "given up", "kill")),
+    ("TellGranted", ("given up", "pause")),
+    ("TellLead", ("pause",)),
+    ("ClearPermit", ("pause",)),
+    ("TellStop", ("pause",)),
+    ("Resign", ("pause", "kill")),
+    ("Evict", ("pause",)),
+)
+_WORKER_STEPS = (
+    ("Send", ("pause", "host pause", "kill")),
+    ("write", ("host pause", "pause", "kill")),
+    ("bytes", ("host pause", "host pause", "host pause", "pause", "kill")),
+    ("Claim", ("pause", "host pause", "kill")),
+    ("SendCancel", ("pause", "kill")),
+    ("LookUp", ("pause", "kill")),
+    ("ArmGate", ("pause", "kill")),
+    ("ArmVenue", ("pause", "kill")),
+    ("ReportReconciled", ("pause", "kill")),
+    ("StopFollowing", ("pause", "kill")),
+    ("TellPrepared", ("pause",)),
+    ("ack", ("pause", "kill")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """ttls: one per node (they differ while a setting is being rolled out). drifts: parts in a million. timeout: of a
+    request to etcd. validity: of an order. lull: ns between two decisions of the strategy, on average."""
+
+    seed: int
+    profile: str
+    venue: str
+    ttls: tuple[int, ...]
+    drifts: tuple[int, ...]
+    offsets: tuple[int, ...]
+    wall_offsets: tuple[int, ...]
+    timeout: int
+    call_timeout: int
+    loss: float
+    late: float
+    validities: tuple[int, ...]
+    lull: int
+    min_standbys: int
+    unprotected: Policy
+    sync: int
+    faults: tuple[Fault, ...]
+    traps: tuple[Trap, ...]
+    heal_at: int
+
+    @property
+    def nodes(self) -> int:
+        return len(self.ttls)
+
+    @property
+    def ttl(self) -> int:
+        return max(self.ttls)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Raises ConfigError for what is no plan."""
+        try:
+            v: dict[str, Any] = json.loads(text)
+            v["faults"] = tuple(Fault(*f) for f in v["faults"])
+            v["traps"] = tuple(Trap(*t) for t in v["traps"])
+            return Plan(**{k: tuple(x) if isinstance(x, list) else x for k, x in v.items()})  # type: ignore[arg-type]
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            raise ConfigError(f"this is no fault script of a simulation: {type(e).__name__}: {e}") from e
+
+
+def draw_plan(seed: int, profile: str = "all", *, nodes: int | None = None, venue: str | None = None) -> Plan:
+    """nodes, venue: None: drawn. What is given does not shift what is drawn for the rest."""
+    rng = random.Random(f"{seed}/faults")
+    drawn_nodes, drawn_venue = rng.choice((2, 3, 3, 3)), rng.choice(("token", "token", "token", "expiry", "plain"))
+    count, venue = nodes or drawn_nodes, venue or drawn_venue
+    ttl = 600 * MS
+    ttls = tuple(rng.choice((400 * MS, 900 * MS)) if rng.random() < 0.07 else ttl for _ in range(count))
+    drift = round(DRIFT * RATE)
+    until = 4 * ttl
+    validity = rng.choice((60, 200, 300)) * MS
+
+    def length() -> int:
+        return round(ttl * rng.choice((0.2, 0.3, 0.45, 0.8, 1.0, 1.2, 2.0, 3.0)) * rng.uniform(0.8, 1.2))
+
+    def fault(kinds: tuple[str, ...]) -> Fault:
+        target = "leader" if rng.random() < 0.7 else f"n{rng.randrange(count) + 1}"
+        how = rng.choice(("hold", "lose", "hold up", "lose up", "hold down", "lose down"))
+        return Fault(rng.randrange(300 * MS, until), rng.choice(kinds), target, length(), how)
+
+    traps: list[Trap] = []
+    if profile == "quiet":
+        faults = [fault(HARMLESS) for _ in range(rng.randint(1, 4))]
+    else:
+        classes = (
+            rng.sample(sorted(CLASSES), rng.choice((1, 2, 2, 3, 4))) if profile in ("all", "rollback") else [profile]
+        )
+        kinds = tuple(k for c in classes for k in CLASSES[c])
+        faults = [fault(kinds) for _ in range(rng.choice((1, 2, 3, 4, 5, 6)))]
+        faults += [fault(FAILOVERS) for _ in range(rng.randint(2, 7))]
+        if profile == "rollback":
+            faults.append(fault(ROLLBACK))
+        for _ in range(rng.choice((0, 1, 1, 2, 2, 3))):
+            process, table = rng.choice((("keeper", _KEEPER_STEPS), ("worker", _WORKER_STEPS)))
+            step, effects = rng.choice(table)
+            nth = rng.randint(1, 6) if process == "keeper" else rng.randint(1, 40)
+            traps.append(Trap(process, step, nth, rng.choice(effects), length()))
+    noisy = profile != "quiet" and rng.random() < 0.5
+    return Plan(
+        seed=seed,
+        profile=profile,
+        venue=venue,
+        ttls=ttls,
+        drifts=tuple(rng.choice((-drift, 0, drift, rng.randint(-drift, drift))) for _ in range(count)),
+        offsets=tuple(rng.randrange(10**12) for _ in range(count)),
+        wall_offsets=tuple(rng.randint(-3600, 3600) * 1000 * MS for _ in range(count)),
+        timeout=round(ttl * rng.choice((0.1, 0.2, 0.5, 1.5))),
+        call_timeout=rng.choice((50, 100, 250)) * MS,
+        loss=rng.choice((0.02, 0.1)) if noisy else 0.0,
+        late=rng.choice((0.02, 0.08)) if noisy else 0.0,
+        validities=tuple(validity * rng.choice((1, 1, 1, 2)) for _ in range(count)),
+        lull=rng.choice((15, 30, 60)) * MS,
+        min_standbys=rng.choice((0, 1, 1)),
+        unprotected=rng.choice(("trade", "trade", "halt")),
+        sync=rng.choice((100, 300, 2000)) * US,
+        faults=tuple(sorted(faults)),
+        traps=tuple(traps),
+        heal_at=until + 200 * MS,
+    )
+
+
+def rules_of(ttl: int) -> LeaseRules:
+    return LeaseRules(ttl, round(ttl * 2 * DRIFT) + SEND_SLACK, ttl // 5, DRIFT, SEND_SLACK)
+
+
+def timing_of(ttl: int) -> Timing:
+    return Timing(
+        hang_timeout=ttl // 4,
+        start_timeout=ttl,
+        stop_grace=ttl // 10,
+        warn_lead=ttl // 25,
+        drain_timeout=ttl,
+        restart_max=ttl * 2 // 5,
+    )
