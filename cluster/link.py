@@ -92,7 +92,8 @@ class LatchSeen:
 
 @dataclass(frozen=True, slots=True)
 class LatchAnswer:
-    """The kill latch, by a linearizable read that began after AskLatch. unreadable: why it is not known; else empty."""
+    """The kill latch, by a linearizable read that began after AskLatch and found its term leading. unreadable: why it
+    is not known; else empty."""
 
     request: int
     halted: str | None
@@ -170,7 +171,10 @@ class ProposeInSync:
 
 @dataclass(frozen=True, slots=True)
 class AskLatch:
+    """What is the kill latch, as long as `term` leads?"""
+
     request: int
+    term: int
 
 
 @dataclass(frozen=True, slots=True)

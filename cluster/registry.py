@@ -18,7 +18,7 @@ import structlog
 from . import keys as k
 from .clock import boottime_ns, unix_ns
 from .core import actions as act
-from .core.errors import BatonError, OutcomeUnknown, Unreachable
+from .core.errors import BatonError, OutcomeUnknown, StaleTerm, Unreachable
 from .core.events import Answer
 from .core.ids import Instant
 from .etcd import (
@@ -36,7 +36,17 @@ from .etcd import (
 from .home import Home
 from .mirror import Mirror
 from .spec import KeeperSpec
-from .transactions import INSYNC_UNKNOWN, Dates, Identity, InSyncOutcome, change_insync, insync_outcome, tries
+from .transactions import (
+    INSYNC_UNKNOWN,
+    Dates,
+    Identity,
+    InSyncOutcome,
+    change_insync,
+    insync_outcome,
+    latch_found,
+    read_latch,
+    tries,
+)
 
 log = structlog.get_logger()
 
@@ -125,10 +135,13 @@ class Registry:
 
     # -- the kill latch ----------------------------------------------------------------------------------------
 
-    async def read_latch(self) -> str | None:
-        """Why it is set, None: it is not; by a linearizable read. Raises what EtcdClient.range raises."""
-        found = await self.etcd.range(self.keys.halt, timeout_s=self.timeout_s)
-        return k.halted_of(next((k.RawKey(kv.value, kv.create_revision, kv.mod_revision) for kv in found.kvs), None))
+    async def read_latch(self, term: int) -> str | None:
+        """Why it is set, None: it is not, by a linearizable read that finds `term` leading. Raises StaleTerm if another
+        one does, and what EtcdClient.txn raises."""
+        answer = await self._send(read_latch(self.keys, term))
+        if not answer.succeeded:
+            raise StaleTerm(f"term {term} does not lead any more")
+        return latch_found(answer)
 
     async def put_latch(self, reason: str, actor: str) -> None:
         """Set it. To be followed by the gate's own halt: from then on no new order is accepted, from anybody.

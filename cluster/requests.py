@@ -85,7 +85,7 @@ class Requests:
     async def read_latch(self, asked: link.AskLatch) -> None:
         """For our worker. That it cannot be read is an answer too: the worker stays closed, and asks again."""
         try:
-            answer = link.LatchAnswer(asked.request, await self._registry.read_latch())
+            answer = link.LatchAnswer(asked.request, await self._registry.read_latch(asked.term))
         except BatonError as e:
             answer = link.LatchAnswer(asked.request, None, str(e) or type(e).__name__)
         self._tell(answer)

@@ -160,3 +160,18 @@ def insync_outcome(members: Mapping[str, str], answer: TxnResult) -> InSyncOutco
     kvs = answer.responses[0].kvs
     stands = k.insync_of(k.RawKey.of(kvs[0]) if kvs else None)
     return InSyncOutcome("refused", {str(n): str(j) for n, j in stands.members.items()}, stands.mod_revision)
+
+
+# -- the kill latch ----------------------------------------------------------------------------------------
+
+
+def read_latch(keys: k.Keys, term: int) -> Txn:
+    """The latch, for a leader that has armed a gate which had forgotten everything: that gate cannot tell whether it is
+    an old leader's arming that comes late, and etcd can."""
+    return Txn((create_revision(keys.leader) == term,), (get(keys.halt),))
+
+
+def latch_found(answer: TxnResult) -> str | None:
+    """Why it is set, None: it is not. Of a `read_latch` that succeeded."""
+    kvs = answer.responses[0].kvs
+    return k.halted_of(k.RawKey.of(kvs[0]) if kvs else None)

@@ -36,6 +36,7 @@ from node.book_order import NO_EFFECT, RANK, Order, body_of, canonical_order, pa
 from node.codec import (
     CancelRequested,
     Evidence,
+    Fact,
     Fill,
     Intent,
     Kind,
@@ -231,8 +232,9 @@ class Book:
 
     # -- applying -------------------------------------------------------------------------------------------
 
-    def apply(self, entry: Entry) -> list[BookEvent]:
+    def apply(self, entry: Entry, fact: Fact | None = None) -> list[BookEvent]:
         """Take in the next entry; return what changed, in order, for the strategy's callbacks.
+        fact: what it says, where the caller has decoded it already.
 
         Raises InvariantViolation for an entry out of order, of unknown kind or impossible content, and for a second
         intent with one decision id: the order path asks `decided` before it appends, so two mean two deciders.
@@ -241,7 +243,7 @@ class Book:
             raise InvariantViolation(f"the book stands at entry {self.applied_index} and was given {entry.index}")
         if entry.term < self.term:
             raise InvariantViolation(f"entry {entry.index} is of term {entry.term}, after term {self.term}")
-        fact = decode(entry.kind, entry.body)
+        fact = fact or decode(entry.kind, entry.body)
         events: list[BookEvent] = []
         if entry.term > self.term:
             self._begin_term(entry, events)

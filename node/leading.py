@@ -173,7 +173,7 @@ class Leading:
                 tell(link.FirstOrder(term, unix_ns()))
             case act.ReadLatch():
                 self._latch_asked += 1
-                tell(link.AskLatch(self._latch_asked))
+                tell(link.AskLatch(self._latch_asked, term))
             case act.ReportSettled():
                 self.end("handed over")
                 tell(link.Settled(term))

@@ -320,7 +320,7 @@ class Worker:
         parts, leading = self.parts, self.leading
         for entry in entries:
             fact = leading.fact_of(entry.index) or decode(entry.kind, entry.body)
-            events = parts.book.apply(entry)
+            events = parts.book.apply(entry, fact)
             if entry.index % DIGEST_EVERY == 0:
                 parts.digests.note(entry.index, parts.book.digest())
             if leading.trader is not None:

@@ -104,13 +104,16 @@ def _covers(pause: FaultLine, stop_at: int, left_at: int) -> bool:
 
 
 def fence_monotone(h: History) -> Found:
-    """S9. No claim is granted and nothing is armed with a token below the highest that was ever armed, whatever the
-    gate remembers of it. A gate that lost its state (a `lost` line, or a high-water that is lower than it was) grants
-    nothing before it is armed again. Tokens that etcd gives only rise."""
+    """S9. No claim is granted with a token below the highest that was ever armed, whatever the gate remembers of it;
+    nothing is armed with one while it does. A gate that lost its state (a `lost` line, or a high-water that is lower
+    than it was) grants nothing before it is armed again. Tokens that etcd gives only rise.
+
+    A gate that has forgotten everything cannot refuse the arming of an old leader that comes late; what it must not do
+    is grant that leader a claim, and the next arming of the true one puts it right. Such armings are counted."""
     found: list[str] = []
     armed = highest = 0  # armed 0: unarmed, or not known yet
     lost = False
-    arms = losses = refused = 0
+    arms = losses = refused = late = 0
     for line in h.evidence.gate or ():
         if line.op == "lost" or (0 <= line.high < armed and line.op in ("arm", "claim")):
             losses += 1
@@ -118,8 +121,9 @@ def fence_monotone(h: History) -> Found:
         where = f"gate line {line.seq}, {line.op}"
         if line.op == "arm" and line.verdict == "ok":
             arms += 1
-            if line.token < highest:
-                found.append(f"{where}: token {line.token} armed after {highest}")
+            if line.token < armed:
+                found.append(f"{where}: token {line.token} armed after {armed}")
+            late += armed <= line.token < highest
             armed, lost = line.token, False
             highest = max(highest, line.token)
         elif line.op == "claim" and line.verdict == "ok":
@@ -127,7 +131,7 @@ def fence_monotone(h: History) -> Found:
                 found.append(f"{where} of {line.subject} granted after the gate lost its state, before it was armed")
             if line.token < highest:
                 found.append(f"{where} of {line.subject} granted to token {line.token} after {highest} was armed")
-            armed = armed or line.token  # of a record that begins later than the arming
+            armed = max(armed, line.token)  # of a record that begins later than the arming
             highest = max(highest, line.token)
         elif line.op == "claim" and line.verdict in ("stale_token", "gate_unarmed"):
             refused += 1
@@ -137,7 +141,11 @@ def fence_monotone(h: History) -> Found:
             if e.token <= given:
                 found.append(f"etcd revision {e.revision}: token {e.token} given after {given}")
             given = max(given, e.token)
-    return Found(found, {"stale or unarmed claims refused": refused}, {"armed": arms, "state lost": losses})
+    return Found(
+        found,
+        {"stale or unarmed claims refused": refused},
+        {"armed": arms, "state lost": losses, "armed late, by a gate that had forgotten": late},
+    )
 
 
 # -- S11 ---------------------------------------------------------------------------------------------------------------

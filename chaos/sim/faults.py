@@ -18,12 +18,20 @@ if TYPE_CHECKING:
     from chaos.sim.host import Host
     from chaos.sim.world import World
 
+WAIT = 10 * MS
+
 Strike = Callable[["World", "Host", Fault], "str | None"]
 """Returns the proof that it bit, or None. What bites only when something meets it (a cut link) is proved later."""
 
 
 def strike(world: World, fault: Fault) -> None:
+    """One that is meant for the leader waits until somebody leads."""
+    if world.healed:
+        return
     host = _target(world, fault.target)
+    if host is None:
+        world.engine.after(WAIT, strike, world, fault)
+        return
     proof = FAULTS[fault.kind](world, host, fault)
     if proof is None:
         world.cover[f"no target: {fault.kind}"] += 1
@@ -32,10 +40,10 @@ def strike(world: World, fault: Fault) -> None:
     world.records.fault(fault, host, proof)
 
 
-def _target(world: World, target: str) -> Host:
-    leader = world.leading_host()
+def _target(world: World, target: str) -> Host | None:
+    leader = world.permitted_host()
     if target == "leader":
-        return leader or world.hosts[0]
+        return leader
     if target == "standby":
         return next(h for h in world.hosts if h is not leader)
     return next((h for h in world.hosts if h.name == target), world.hosts[0])
@@ -329,11 +337,12 @@ def _disk_error(world: World, host: Host, f: Fault) -> str | None:
 def _flip(world: World, host: Host, f: Fault) -> str | None:
     """Found when the journal is opened the next time."""
     worker = host.worker
-    if worker is None or not worker.opened or worker.journal.durable_index <= worker.journal.base.index + 1:
+    if worker is None or not worker.opened or worker.stuck:
         return None
-    base = worker.journal.base.index
-    span = worker.journal.durable_index - base
-    host.disk.flip(LogIndex(base + 1 + int(world.engine.schedule.random() * (span - 1))))
+    first, last = worker.journal.base.index + 1, host.disk.end.index
+    if last <= first:
+        return None
+    host.disk.flip(LogIndex(first + int(world.engine.schedule.random() * (last - first))))
     worker.kill("signal 9")
     return "a byte of the journal flipped"
 
@@ -362,6 +371,9 @@ def _step_down(world: World, host: Host, f: Fault) -> str | None:
 
 
 def _halt(world: World, host: Host, f: Fault) -> str:
+    """Some keepers hear of it late: then the gate alone has to know."""
+    if f.how.startswith("lose") and host.keeper is not None:
+        _stall_watch(world, host, f._replace(length=host.rules.renew_interval))
     world.operator.press("drill")
     world.engine.after(f.length, world.operator.lift)
     return "kill switch pressed"

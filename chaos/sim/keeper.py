@@ -21,10 +21,19 @@ from cluster.core import events as ev
 from cluster.core.election import Election
 from cluster.core.events import Answer
 from cluster.core.ids import NS_PER_S, Incarnation, JournalId, LogIndex, NodeId, Term
-from cluster.etcd.model import Changes, EtcdRefused, GrantedLease, LeaseGone, RangeResult, Snapshot, Txn, TxnResult, put
+from cluster.etcd.model import Changes, EtcdRefused, GrantedLease, LeaseGone, Snapshot, Txn, TxnResult, put
 from cluster.mirror import Mirror
 from cluster.permit import NO_PERMIT, PermitSeen
-from cluster.transactions import INSYNC_UNKNOWN, Dates, Identity, change_insync, insync_outcome, tries
+from cluster.transactions import (
+    INSYNC_UNKNOWN,
+    Dates,
+    Identity,
+    change_insync,
+    insync_outcome,
+    latch_found,
+    read_latch,
+    tries,
+)
 
 if TYPE_CHECKING:
     from chaos.sim.host import Host
@@ -43,7 +52,7 @@ class SimKeeper:
         self.world, self.host, self.engine = world, host, world.engine
         host.starts += 1
         self.incarnation = Incarnation(f"{host.name}.{host.starts}")
-        self.process = Process(self.engine, lambda step: world.before_step(host, "keeper", step))
+        self.process = Process(self.engine, world.traps_of(host, "keeper"))
         self.election = Election(
             me=host.name,
             incarnation=self.incarnation,
@@ -348,34 +357,31 @@ class SimKeeper:
         self.engine.after(MS, self.process.deliver, "timer", self._read_all)
 
     def _read_all(self) -> None:
-        def read() -> Snapshot:
-            found = self.world.etcd.read(self.keys.prefix)
-            self._watched = found.revision  # the watch goes on from there
-            return found
-
         def answered(found: Snapshot | None) -> None:
-            if found is not None:
-                self._see(found)
+            if found is not None and self._see(found):
+                self._watched = found.revision  # the watch goes on from there
+                self.etcd_changed()
 
-        self._ask(read, answered, self.world.plan.timeout)
+        self._ask(lambda: self.world.etcd.read(self.keys.prefix), answered, self.world.plan.timeout)
 
-    def _see(self, seen: Snapshot | Changes) -> None:
+    def _see(self, seen: Snapshot | Changes) -> bool:
         """As the client does (cluster/etcd/watch.py): what is older than what was told is a late answer, unless it is
-        all there is."""
+        all there is. Whether it was taken."""
         self.heard_at = self.engine.now
         if seen.revision < self.mirror.view.revision:
             if isinstance(seen, Snapshot) and self.world.etcd.revision < self.mirror.view.revision:
                 self.world.node_stopped(self.host, "etcd's revisions fell")
-            return
+            return False
         if self.mirror.view.cluster_id not in (0, self.world.etcd.cluster_id):
             self.world.node_stopped(self.host, "another etcd cluster answered")
-            return
+            return False
         self.mirror.apply(seen, self.world.etcd.cluster_id)
         view = self.mirror.view
         if not self._looked or view.halted != self._halted:
             self._looked, self._halted = True, view.halted
             self._tell(link.LatchSeen(view.halted))  # first: what follows may be to lead
         self.feed(ev.ViewSeen(view))
+        return True
 
     def _look_again(self) -> None:
         """A watch that is silent is not trusted."""
@@ -435,8 +441,8 @@ class SimKeeper:
                 self.feed(ev.WorkerAsksToStepDown(Term(term), reason))
             case link.ProposeInSync():
                 self._change_insync(message)
-            case link.AskLatch(request):
-                self._read_latch(request)
+            case link.AskLatch(request, term):
+                self._read_latch(request, term)
             case link.Fatal(reason):
                 worker.kill(reason)
 
@@ -450,15 +456,18 @@ class SimKeeper:
 
         self._ask(lambda: self._txn(txn), answered, self.world.plan.timeout)
 
-    def _read_latch(self, request: int) -> None:
-        def answered(found: RangeResult | None) -> None:
-            if found is None:
-                self._tell(link.LatchAnswer(request, None, "no answer"))
-            else:
-                halted = k.halted_of(k.RawKey.of(found.kvs[0]) if found.kvs else None)
-                self._tell(link.LatchAnswer(request, halted))
+    def _read_latch(self, request: int, term: int) -> None:
+        txn = read_latch(self.keys, term)
 
-        self._ask(lambda: self.world.etcd.range(self.keys.halt), answered, self.world.plan.timeout)
+        def answered(result: TxnResult | EtcdRefused | None) -> None:
+            if not isinstance(result, TxnResult):
+                self._tell(link.LatchAnswer(request, None, "no answer"))
+            elif not result.succeeded:
+                self._tell(link.LatchAnswer(request, None, f"term {term} does not lead any more"))
+            else:
+                self._tell(link.LatchAnswer(request, latch_found(result)))
+
+        self._ask(lambda: self._txn(txn), answered, self.world.plan.timeout)
 
 
 def _short(x: ev.Event) -> str:

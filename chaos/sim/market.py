@@ -3,7 +3,6 @@ leader that is told old events again decides the same again, and must be refused
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,9 @@ SYMBOL = "BTCUSDT"
 MID = 100_000
 REMEMBERED = 8
 
+Decision = Place | float | None
+"""What the strategy wants at an event: an order; to cancel one of those that are open (which: a fraction); nothing."""
+
 
 class Market:
     """Quotes and trades, to the venue at once and to each node over its feed."""
@@ -31,7 +33,7 @@ class Market:
         self.open = True
         self.seq = 0
         self._mid = MID
-        self.decided: dict[int, Place | float | None] = {}
+        self.decided: dict[int, Decision] = {}
         self._latest: deque[MarketEvent] = deque(maxlen=REMEMBERED)
 
     def start(self) -> None:
@@ -44,7 +46,7 @@ class Market:
     def _next(self) -> None:
         if not self.open:
             return
-        r, lull, now = self.rng, self.world.plan.lull, self.engine.now
+        r, now = self.rng, self.engine.now
         self._mid += r.choice((-3, -1, 0, 0, 1, 3)) * 10
         self.seq += 1
         event: MarketEvent
@@ -52,11 +54,30 @@ class Market:
             event = Quote(SYMBOL, self.seq, self._mid - 5, 60, self._mid + 5, 60, now)
         else:
             event = Trade(SYMBOL, self.seq, self._mid + r.randint(-30, 30), r.randint(1, 40), True, 0, now)
+        self.decided[self.seq] = self._decide()
         self._latest.append(event)
         self.world.venue.market(event)
         for host in self.world.hosts:
             host.wires.feed.send(self._tell, host, event)
-        self.engine.after(int(lull * (0.4 + 1.2 * r.random())), self._next)
+        self.engine.after(int(self.world.plan.lull * (0.4 + 1.2 * r.random())), self._next)
+
+    def _decide(self) -> Decision:
+        r = self.rng
+        chance = r.random()
+        if chance >= 0.7:
+            return r.random() if chance < 0.95 else None
+        side, lots, mid = r.choice((Side.BUY, Side.SELL)), r.randint(1, 40), self._mid
+        away = side.sign * r.choice((-40, -20, -8, 0, 6, 20))
+        match r.randrange(4):
+            case 0:
+                spec = OrderSpec(SYMBOL, side, lots, type=OrderType.MARKET)
+            case 1:
+                spec = OrderSpec(SYMBOL, side, lots, mid + away, tif=TimeInForce.IOC)
+            case 2:
+                spec = OrderSpec(SYMBOL, side, lots, mid + away)
+            case _:
+                spec = OrderSpec(SYMBOL, side, lots, mid - side.sign * 20, post_only=True)
+        return Place(spec, DecisionId(f"d{self.seq}"))
 
     def _tell(self, host: Host, event: MarketEvent) -> None:
         worker = host.worker
@@ -70,20 +91,14 @@ class Market:
 
 
 class SimStrategy(Strategy):
-    """Places and cancels without sense, and reproducibly: what it wants at one event depends on that event, and for a
-    cancel on the book."""
+    """Every node runs it, and all decide the same at the same event."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """seed: of the decisions. known: those that another node has worked out already; they are the same."""
-        self._seed = config["seed"]
-        self._known: dict[int, Place | float | None] = config["known"]
+        """decided: by the event's sequence."""
+        self._decided: Mapping[int, Decision] = config["decided"]
 
     def on_market(self, ctx: Context, event: MarketEvent) -> Iterable[Wish]:
-        if isinstance(event, DepthUpdate):
-            return []
-        if event.seq not in self._known:
-            self._known[event.seq] = self._decide(event)
-        decision = self._known[event.seq]
+        decision = None if isinstance(event, DepthUpdate) else self._decided[event.seq]
         if isinstance(decision, Place):
             return [decision]
         if decision is None:
@@ -94,22 +109,3 @@ class SimStrategy(Strategy):
     def on_role(self, ctx: Context, role: Role, reason: str) -> Iterable[Wish]:
         """A new leader has something to say at once."""
         return [Place(OrderSpec(SYMBOL, Side.BUY, 1, MID - 50), reason="active")] if role is Role.ACTIVE else []
-
-    def _decide(self, event: Quote | Trade) -> Place | float | None:
-        """An order, or which of the open ones to cancel (a fraction), or nothing."""
-        r = random.Random(f"{self._seed}:{event.seq}")
-        chance = r.random()
-        if chance >= 0.55:
-            return r.random() if chance < 0.8 else None
-        mid = (event.bid_ticks + event.ask_ticks) // 2 if isinstance(event, Quote) else event.price_ticks
-        side, lots = r.choice(tuple(Side)), r.randint(1, 40)
-        away = side.sign * r.choice((-40, -20, -8, 0, 6, 20))
-        spec = r.choice(
-            (
-                OrderSpec(SYMBOL, side, lots, type=OrderType.MARKET),
-                OrderSpec(SYMBOL, side, lots, mid + away, tif=TimeInForce.IOC),
-                OrderSpec(SYMBOL, side, lots, mid + away),
-                OrderSpec(SYMBOL, side, lots, mid - side.sign * 20, post_only=True),
-            )
-        )
-        return Place(spec, DecisionId(f"d{event.seq}"))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from chaos.sim.clock import RATE
 from chaos.sim.engine import MS, US
 from cluster.core.errors import ConfigError
+from cluster.core.ids import Instant
 from cluster.core.insync import Policy
 from cluster.core.lease import LeaseRules
 from cluster.core.ward import Timing
@@ -114,7 +115,8 @@ _WORKER_STEPS = (
 @dataclass(frozen=True, slots=True)
 class Plan:
     """ttls: one per node (they differ while a setting is being rolled out). drifts: parts in a million. timeout: of a
-    request to etcd. validity: of an order. lull: ns between two decisions of the strategy, on average."""
+    request to etcd; a quiet cluster has the one that keepers use. validity: of an order. lull: ns between two decisions
+    of the strategy, on average. sync: ns that a disk takes, about."""
 
     seed: int
     profile: str
@@ -164,10 +166,10 @@ def draw_plan(seed: int, profile: str = "all", *, nodes: int | None = None, venu
     rng = random.Random(f"{seed}/faults")
     drawn_nodes, drawn_venue = rng.choice((2, 3, 3, 3)), rng.choice(("token", "token", "token", "expiry", "plain"))
     count, venue = nodes or drawn_nodes, venue or drawn_venue
-    ttl = 600 * MS
-    ttls = tuple(rng.choice((400 * MS, 900 * MS)) if rng.random() < 0.07 else ttl for _ in range(count))
+    ttl = 400 * MS
+    ttls = tuple(rng.choice((300 * MS, 600 * MS)) if rng.random() < 0.07 else ttl for _ in range(count))
     drift = round(DRIFT * RATE)
-    until = 4 * ttl
+    until = 5 * ttl
     validity = rng.choice((60, 200, 300)) * MS
 
     def length() -> int:
@@ -176,7 +178,7 @@ def draw_plan(seed: int, profile: str = "all", *, nodes: int | None = None, venu
     def fault(kinds: tuple[str, ...]) -> Fault:
         target = "leader" if rng.random() < 0.7 else f"n{rng.randrange(count) + 1}"
         how = rng.choice(("hold", "lose", "hold up", "lose up", "hold down", "lose down"))
-        return Fault(rng.randrange(300 * MS, until), rng.choice(kinds), target, length(), how)
+        return Fault(rng.randrange(250 * MS, until), rng.choice(kinds), target, length(), how)
 
     traps: list[Trap] = []
     if profile == "quiet":
@@ -187,7 +189,7 @@ def draw_plan(seed: int, profile: str = "all", *, nodes: int | None = None, venu
         )
         kinds = tuple(k for c in classes for k in CLASSES[c])
         faults = [fault(kinds) for _ in range(rng.choice((1, 2, 3, 4, 5, 6)))]
-        faults += [fault(FAILOVERS) for _ in range(rng.randint(2, 7))]
+        faults += [fault(FAILOVERS)._replace(target="leader") for _ in range(rng.randint(4, 10))]
         if profile == "rollback":
             faults.append(fault(ROLLBACK))
         for _ in range(rng.choice((0, 1, 1, 2, 2, 3))):
@@ -204,12 +206,14 @@ def draw_plan(seed: int, profile: str = "all", *, nodes: int | None = None, venu
         drifts=tuple(rng.choice((-drift, 0, drift, rng.randint(-drift, drift))) for _ in range(count)),
         offsets=tuple(rng.randrange(10**12) for _ in range(count)),
         wall_offsets=tuple(rng.randint(-3600, 3600) * 1000 * MS for _ in range(count)),
-        timeout=round(ttl * rng.choice((0.1, 0.2, 0.5, 1.5))),
+        timeout=rules_of(ttl).act_until(Instant(0)) // 3
+        if profile == "quiet"
+        else round(ttl * rng.choice((0.1, 0.2, 0.5, 1.5))),
         call_timeout=rng.choice((50, 100, 250)) * MS,
         loss=rng.choice((0.02, 0.1)) if noisy else 0.0,
         late=rng.choice((0.02, 0.08)) if noisy else 0.0,
         validities=tuple(validity * rng.choice((1, 1, 1, 2)) for _ in range(count)),
-        lull=rng.choice((15, 30, 60)) * MS,
+        lull=rng.choice((20, 40, 80)) * MS,
         min_standbys=rng.choice((0, 1, 1)),
         unprotected=rng.choice(("trade", "trade", "halt")),
         sync=rng.choice((100, 300, 2000)) * US,

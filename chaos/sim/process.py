@@ -19,11 +19,11 @@ Step = tuple[str, Fn, tuple[Any, ...]]
 
 
 class Process:
-    """before_step(name): called right before each effect; may pause or kill the process, or do nothing."""
+    """before_step(name): called right before each effect; may pause or kill the process. None: nothing does."""
 
     __slots__ = ("_backlog", "_busy", "_inbox", "alive", "before_step", "engine", "hung", "paused_until", "quiet_since")
 
-    def __init__(self, engine: Engine, before_step: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine, before_step: Callable[[str], None] | None) -> None:
         self.engine = engine
         self.before_step = before_step
         self.alive = True
@@ -70,10 +70,10 @@ class Process:
         try:
             while self.alive and self.quiet_since is None:
                 if self._backlog:
-                    name = self._backlog[0][0]
-                    self.before_step(name)
-                    if not self.alive or self.quiet_since is not None:
-                        return
+                    if self.before_step is not None:
+                        self.before_step(self._backlog[0][0])
+                        if not self.alive or self.quiet_since is not None:
+                            return
                     _, fn, args = self._backlog.popleft()
                 elif self._inbox:
                     fn, args = self._take()

@@ -83,8 +83,14 @@ class Records:
         self.faults.append(FaultLine(number, kind, host.name, now, now, now + trap.length, proof))
         self.world.say("fault", f"{trap.effect} of {host.name} for {trap.length / 1e6:.1f} ms, {proof}")
 
+    def healed(self) -> None:
+        """Whatever lasted is over now."""
+        now = self.world.engine.now
+        self.faults = [f._replace(healed=min(f.healed or now, now)) for f in self.faults]
+
     def evidence(self, *, at_rest: bool) -> Evidence:
         world, plan = self.world, self.world.plan
+        restored = world.etcd_restored  # it may have given one token twice, and what it told is no total order
         run = Run(
             profile=plan.venue,
             ttl=plan.ttl,
@@ -100,18 +106,20 @@ class Records:
             run=run,
             venue=[line._asdict() for line in world.venue.lines],
             gate=[GateLine(d.seq, d.op, d.token, d.high, d.subject, d.verdict, d.at) for d in world.gate.record],  # type: ignore[arg-type]
-            etcd=self.etcd,
+            etcd=None if restored else self.etcd,
             sent=self.sent,
             queries=[QueryLine(at, node, "lookup", coid, found) for at, node, coid, found in world.venue.queries],
             commits=self.commits,
             faults=self.faults,
             operator=world.operator.log,
-            journals=self._journals(at_rest=at_rest),
+            journals=self._journals(at_rest=at_rest) or None,
         )
 
     def _journals(self, *, at_rest: bool) -> list[JournalEvidence]:
-        """Of the nodes that are up."""
-        found = []
+        """Of the nodes that are up. None at all once the last complete one is lost: what remains proves nothing."""
+        found: list[JournalEvidence] = []
+        if self.world.journals_lost:
+            return found
         for host in self.world.hosts:
             worker = host.worker
             if worker is None or not worker.opened or not worker.process.alive:

@@ -28,6 +28,7 @@ class Conn:
 
     def __init__(self, world: World, follower: Host) -> None:
         self.world, self.follower = world, follower
+        self._dialler = follower.worker
         self.leader: Host | None = None
         self.open = True
         self.stream: Stream | None = None
@@ -71,9 +72,8 @@ class Conn:
         self.leader.peers[self.follower.name].send(self._arrive_down, message)
 
     def _arrive_down(self, message: LeaderMessage) -> None:
-        worker = self.follower.worker
-        if worker is not None and worker.process.alive:
-            worker.process.deliver("peers", worker.heard, self, message)
+        if self._dialler is not None:
+            self._dialler.process.deliver("peers", self._dialler.heard, self, message)
 
     # -- both ------------------------------------------------------------------------------------------------------
 
@@ -94,9 +94,8 @@ class Conn:
             worker.process.deliver("peers", self.stream.end, "the follower closed the stream")
 
     def _tell_follower(self) -> None:
-        worker = self.follower.worker
-        if worker is not None:
-            worker.process.deliver("peers", worker.lost, self, "the connection broke")
+        if self._dialler is not None:
+            self._dialler.process.deliver("peers", self._dialler.lost, self, "the connection broke")
 
 
 def _damaged(frame: Entries) -> Entries:

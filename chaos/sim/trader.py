@@ -32,7 +32,7 @@ SYMBOL = "BTCUSDT"
 LIMITS = RiskLimits(
     {SYMBOL: InstrumentLimits(100, 10**9, 400, 1000, frozenset(ORDER_KINDS))}, RateLimit(1000, 1000 * MS)
 )
-RECONCILE_S = 0.3
+RECONCILE_S = 0.2
 DEADMAN_S = 0.4
 STREAM_RETRY = 30 * MS
 

@@ -57,7 +57,7 @@ STRATEGY = "chaos.sim.market:SimStrategy"
 class SimWorker:
     def __init__(self, world: World, host: Host) -> None:
         self.world, self.host, self.engine = world, host, world.engine
-        self.process = Process(self.engine, lambda step: world.before_step(host, "worker", step))
+        self.process = Process(self.engine, world.traps_of(host, "worker"))
         self.started_at, self.ended_at = self.engine.now, 0
         self.opened = False
         self.stuck = False
@@ -100,7 +100,7 @@ class SimWorker:
             host.name, self.journal, self.digests, STREAM, random.Random(f"{self.holder}/{world.plan.seed}")
         )
         self.strategy = StrategyHost(
-            SimStrategy({"seed": world.plan.seed, "known": world.market.decided}),
+            SimStrategy({"decided": world.market.decided}),
             STRATEGY,
             self.book,
             {i.symbol: i for i in world.instruments},
@@ -179,7 +179,7 @@ class SimWorker:
 
     def _apply(self, entry: Entry) -> None:
         fact = self._facts.pop(entry.index, None) or self.world.fact_of(entry)
-        events = self.book.apply(entry)
+        events = self.book.apply(entry, fact)
         self.applied = entry.index
         if entry.index % DIGEST_EVERY == 0:
             self.digests.note(entry.index, self.book.digest())
@@ -304,7 +304,7 @@ class SimWorker:
                 self.tell(link.Reconciled(term, dict(phases_s)))
             case act.ReadLatch():
                 self._latch_asked += 1
-                self.tell(link.AskLatch(self._latch_asked))
+                self.tell(link.AskLatch(self._latch_asked, term))
             case act.ReportSettled():
                 self._end("handed over")
                 self.tell(link.Settled(term))

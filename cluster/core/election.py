@@ -50,7 +50,7 @@ class Election:
         self.view: View | None = None
         self.held: Held | None = None
         self._seen = Sightings()
-        self._revision = 0  # the highest that etcd has shown us, in a view or an answer
+        self._shown = self._highest = Term(0)  # the tenure that etcd showed last, and the highest ever
         self._behind_since: Instant | None = None  # since when the journal remembers more than that
         self._lease_id: int | None = None
         self._worker: Worker | None = None
@@ -220,7 +220,9 @@ class Election:
         if self.view is not None and view.revision < self.view.revision:
             return
         self.view = view
-        self._revision = max(self._revision, view.revision)
+        if view.revision >= self._shown:
+            self._shown = view.tenure.token if view.tenure else Term(view.revision)
+            self._highest = max(self._highest, self._shown)
         self._seen.note(view, now)
         if self.held is not None and view.revision >= self.held.term:
             self._check_held(view, now, out)
@@ -228,21 +230,19 @@ class Election:
         self._check_memory(now, out)
 
     def _check_memory(self, now: Instant, out: list[act.Action]) -> None:
-        """The journal remembers which etcd it has seen, and how far. An etcd that is younger than that, or another
-        one, would hand out tokens again that gates and venues have already seen.
-
-        A watch may lag behind what the worker knows:
-        1. our acquire is answered, the worker leads that term and notes it; 2. no view of it has come yet;
-        3. the worker dies and says hello again. So a lower revision is a reason to wait first, and then to stop."""
+        """The journal remembers which etcd it has seen, and up to which tenure; so do we. An etcd that shows an earlier
+        one was restored, however far its revisions have come since: its tokens would repeat, and its `insync` is out of
+        date. But a watch may lag behind what the worker has heard: a reason to wait first, and then to stop."""
         view, worker = self.view, self._worker
         if view is None or worker is None or worker.journal_id is None or self._stopped:
             return
-        if worker.highest_term <= self._revision:
+        remembered = max(worker.highest_term, self._highest)
+        if remembered <= self._shown:
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = now
         behind = self._behind_since is not None and now - self._behind_since > self.rules.ttl
-        why = worker.foreign(self._revision if behind else None, view.cluster_id)
+        why = worker.foreign((remembered, self._shown) if behind else None, view.cluster_id)
         if why is not None:
             self._stopped = True
             out += [act.ClearPermit(), act.KillWorker("etcd is not the one it was"), act.StopNode(why)]
@@ -521,7 +521,6 @@ class Election:
         out.append(self._lead_op)
 
     def _on_answer(self, answered: ev.Answered, now: Instant, out: list[act.Action]) -> None:
-        self._revision = max(self._revision, answered.revision)
         if self._renewing is not None and answered.request == self._renewing[0]:
             sent_at = self._renewing[1]
             self._renewing = None
@@ -534,6 +533,7 @@ class Election:
         self._lead_retry_at = Instant(0 if answered.answer is ev.Answer.DONE else now + self.timing.retry)
         match op:
             case act.Acquire() if answered.answer is ev.Answer.DONE:
+                self._shown = self._highest = max(self._highest, Term(answered.revision))
                 sent_at = self._sent_at[op.attempt]
                 self._won(Term(answered.revision), op.attempt, sent_at, now, out, op=op)
             case act.Acquire() if self.view is not None:

@@ -55,13 +55,13 @@ class Worker:
     highest_term: Term = Term(0)
     etcd_cluster_id: int = 0
 
-    def foreign(self, revision: int | None, cluster_id: int) -> str | None:
-        """Why the etcd at hand is not the one that the journal remembers, and what to do; None: it is. revision: the
-        highest it has shown, when that is lower than it should be for long enough to be sure."""
-        if revision is not None:
+    def foreign(self, behind: tuple[Term, Term] | None, cluster_id: int) -> str | None:
+        """Why the etcd at hand is not the one that is remembered, and what to do; None: it is. behind: the term that is
+        remembered and the tenure that etcd shows, when that was lower for long enough to be sure."""
+        if behind is not None:
             return (
-                f"etcd's revision {revision} is lower than term {self.highest_term}, which this node's journal has "
-                "seen: etcd was restored from a backup or replaced, and its tokens would repeat. Restore it with a "
+                f"etcd's last tenure {behind[1]} is lower than term {behind[0]}, which this node has seen: etcd was "
+                "restored from a backup or replaced, and its tokens would repeat. Restore it with a "
                 f"revision bump (etcdutl snapshot restore --bump-revision), or {START_OVER}"
             )
         if 0 != self.etcd_cluster_id != cluster_id:

@@ -139,7 +139,7 @@ class TakesASlowWatchForARestoredEtcd(Election):
     def _check_memory(self, now: Instant, out: list[act.Action]) -> None:
         if self.view is not None and self._worker is not None and self._worker.highest_term > self.view.revision:
             self._behind_since = Instant(now - 2 * self.rules.ttl)
-            self._revision = self.view.revision
+            self._shown = Term(self.view.revision)
         super()._check_memory(now, out)
 
 

@@ -303,7 +303,10 @@ def test_workers_are_told_of_the_latch_before_they_may_lead_and_at_every_change(
     cluster.etcd.put(cluster.keys.halt, json.dumps({"reason": "fat finger", "actor": "ann", "at": 1}))
     for node in cluster.nodes.values():
         until(lambda n=node: n.seen("LatchSeen", halted="fat finger"), f"{node.name} hears of the press")
-    leader.order("say", {"t": "AskLatch", "request": 5})
+    leader.order("say", {"t": "AskLatch", "request": 4, "term": 1})
+    until(lambda: leader.seen("LatchAnswer", request=4), "the answer to a term that does not lead")
+    assert "does not lead" in leader.seen("LatchAnswer", request=4)[0]["unreadable"]
+    leader.order("say", {"t": "AskLatch", "request": 5, "term": leader.seen("Lead")[-1]["term"]})
     until(lambda: leader.seen("LatchAnswer", request=5, halted="fat finger", unreadable=""), "the answer")
     heard = len(leader.seen("LatchSeen"))
     leader.order("exit", 1)
@@ -318,10 +321,11 @@ def test_worker_that_asks_for_the_latch_hears_that_etcd_is_silent(cluster_of, ow
     cluster = cluster_of(1, ttl_s=5.0, etcd=Etcd(own_etcd)).start()
     node = cluster.wait_leader()
     own_etcd.kill(0)
-    node.order("say", {"t": "AskLatch", "request": 5})
+    term = node.seen("Lead")[-1]["term"]
+    node.order("say", {"t": "AskLatch", "request": 5, "term": term})
     until(lambda: node.seen("LatchAnswer", request=5), "the answer")
     (answer,) = node.seen("LatchAnswer")
     assert answer["halted"] is None and "etcd" in answer["unreadable"]
     own_etcd.restart(0)
-    node.order("say", {"t": "AskLatch", "request": 6})
+    node.order("say", {"t": "AskLatch", "request": 6, "term": term})
     until(lambda: node.seen("LatchAnswer", request=6, unreadable=""), "the answer")

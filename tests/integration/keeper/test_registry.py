@@ -11,6 +11,7 @@ import pytest
 
 from cluster import keys as k
 from cluster.core import actions as act
+from cluster.core.errors import StaleTerm
 from cluster.core.events import Answer
 from cluster.core.ids import JournalId, NodeId, Term
 from cluster.etcd import EtcdClient
@@ -176,11 +177,15 @@ async def test_a_status_too_long_to_be_read_is_left_out_and_the_member_stays(nod
 
 async def test_the_kill_latch_is_set_read_and_cleared_and_rubbish_counts_as_set(node):
     one = node()
-    assert await one.read_latch() is None
+    _, token = await acquire(one)
+    assert await one.read_latch(token) is None
     await one.put_latch("fat finger", "ann")
-    assert await one.read_latch() == "fat finger" == (await seen(one)).halted
+    assert await one.read_latch(token) == "fat finger" == (await seen(one)).halted
     await one.clear_latch()
-    assert await one.read_latch() is None and (await seen(one)).halted is None
+    assert await one.read_latch(token) is None and (await seen(one)).halted is None
     await one.etcd.put(one.keys.halt, b"stop!")
-    assert await one.read_latch() == "the halt key in etcd is unreadable"
+    assert await one.read_latch(token) == "the halt key in etcd is unreadable"
     await one.clear_latch()
+    await resign(one, token)
+    with pytest.raises(StaleTerm, match="does not lead"):
+        await one.read_latch(token)

@@ -457,7 +457,7 @@ def test_etcd_restored_to_a_lower_revision_stops_with_the_remedy() -> None:
     out = n.run(60)
     assert [type(a) for a in out[:3]] == [act.ClearPermit, act.KillWorker, act.StopNode]
     why = one(out, act.StopNode).why
-    for part in ("revision 50", "term 80", "--bump-revision", "move their data directories away"):
+    for part in ("tenure 50", "term 80", "--bump-revision", "move their data directories away"):
         assert part in why
     assert n.tick() == []
     assert n.e.wake_at() is None
