@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from chaos.sim.command import simulate
 from node.cli import out
 from node.cli.app import app
 from node.cli.app import main as run
@@ -147,6 +148,7 @@ def audit(
 app.command("demo")(demo)
 app.command("bench")(bench)
 app.command("audit")(audit)
+app.command("simulate")(simulate)
 
 
 def main() -> None:

@@ -162,10 +162,18 @@ class Plan:
 
 
 def draw_plan(seed: int, profile: str = "all", *, nodes: int | None = None, venue: str | None = None) -> Plan:
-    """nodes, venue: None: drawn. What is given does not shift what is drawn for the rest."""
+    """nodes, venue: None: drawn. What is given does not shift what is drawn for the rest. Raises ConfigError for a
+    profile or venue that is none."""
+    if profile not in PROFILES:
+        raise ConfigError(f"profile {profile!r}: it is none of {', '.join(PROFILES)}")
+    if venue is not None and venue not in VENUES:
+        raise ConfigError(f"venue {venue!r}: it is none of {', '.join(VENUES)}")
     rng = random.Random(f"{seed}/faults")
     drawn_nodes, drawn_venue = rng.choice((2, 3, 3, 3)), rng.choice(("token", "token", "token", "expiry", "plain"))
     count, venue = nodes or drawn_nodes, venue or drawn_venue
+    if profile == "all":
+        chance = rng.random()
+        profile = "quiet" if chance < 0.06 else "rollback" if chance < 0.1 else profile
     ttl = 400 * MS
     ttls = tuple(rng.choice((300 * MS, 600 * MS)) if rng.random() < 0.07 else ttl for _ in range(count))
     drift = round(DRIFT * RATE)
