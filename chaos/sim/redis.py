@@ -75,7 +75,7 @@ class GateSpec:
         seq, previous = self._note("arm", token, holder, Verdict.OK), s.high
         self._remember(_setter(s))
         s.high, s.holder, s.run = token, holder, self.run
-        return Armed(token, seq, previous, s.latch_run == self.run)
+        return Armed(token, seq, previous, self.knows_latch)
 
     def note_latch(self, token: int, halted: str | None) -> int | Stale | Unarmed:
         s, subject = self._store, halted or ""
@@ -127,6 +127,10 @@ class GateSpec:
     @property
     def armed(self) -> bool:
         return self._store.high > 0 and self._store.run == self.run
+
+    @property
+    def knows_latch(self) -> bool:
+        return self._store.latch_run == self.run
 
     def _note(self, op: str, token: int, subject: str, verdict: Verdict) -> int:
         s = self._store
