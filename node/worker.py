@@ -191,7 +191,7 @@ class Worker:
                 record_max=c.gate.record_max,
             ),
             venue=make_venue(c, rng),
-            clock=VenueClock(),
+            clock=VenueClock(c.lease.clock_drift_max),
             feed=make_feed(c, rng),
             conditions=Conditions(),
             telemetry=Telemetry(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from chaos.sim.disk import SimJournal
 from chaos.sim.engine import MS, Timer
 from chaos.sim.market import SimStrategy
+from chaos.sim.plan import DRIFT
 from chaos.sim.process import Process
 from chaos.sim.replica import Conn, Stream
 from chaos.sim.trader import SimTrader
@@ -65,7 +66,7 @@ class SimWorker:
         self.holder = f"{host.name}/{host.incarnations}"
         self.sender = Sender(ACCOUNT, host.name, self.holder)
         self.conditions = Conditions(feed=FeedState.LIVE)
-        self.clock = VenueClock()
+        self.clock = VenueClock(DRIFT)
         self.digests = Digests()
         self.duty: Duty[link.Lead] = Duty()
         self.log: LeaderLog | None = None

@@ -114,7 +114,7 @@ class Rig:
             host=self.host,
             gate=FakeGate(FakeGateServer(), "n1"),
             venue=venue,
-            clock=VenueClock(),
+            clock=VenueClock(0.0),
             conditions=Conditions(feed=FeedState.LIVE, halted=""),
             telemetry=Telemetry("n1", "c", "0", lease_ttl_s=1.0, lease_margin_s=0.2),
             **fields,

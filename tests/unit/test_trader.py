@@ -105,7 +105,7 @@ class Rig:
         self.gate = FakeGate(self.gate_server, "n1")
         self.log = Log()
         self.book = Book(TAG, INSTRUMENTS)
-        self.clock = VenueClock()
+        self.clock = VenueClock(0.0)
         self.conditions = Conditions(feed=FeedState.LIVE, halted="")
         self.telemetry = Telemetry("n1", "c", "0", lease_ttl_s=1.0, lease_margin_s=0.2)
         self.rules = TradingRules(TAG, LIMITS, 1.0, 3600.0, 0.0)

@@ -21,19 +21,19 @@ def later(ns: int) -> Instant:
 
 
 def test_clock_that_was_never_read_is_not_known() -> None:
-    clock = VenueClock()
+    clock = VenueClock(0.0)
     assert clock.earliest(NOW, NOW) is None and clock.latest(NOW) is None
 
 
 def test_bounds_are_as_wide_as_the_round_trip() -> None:
-    clock = VenueClock()
+    clock = VenueClock(0.0)
     clock.note(TimeSample(NOW - 30 * MS, NOW, UNIX))
     assert clock.earliest(NOW, NOW) == UNIX, "it was read on arrival at the latest"
     assert clock.latest(NOW) == UNIX + 30 * MS, "and when we asked at the earliest"
 
 
 def test_bounds_move_with_our_own_clock() -> None:
-    clock = VenueClock()
+    clock = VenueClock(0.0)
     clock.note(TimeSample(NOW - 30 * MS, NOW, UNIX))
     now = later(500 * MS)
     assert clock.earliest(now, now) == UNIX + 500 * MS
@@ -42,7 +42,7 @@ def test_bounds_move_with_our_own_clock() -> None:
 
 
 def test_sample_that_is_too_old_is_not_used() -> None:
-    clock = VenueClock()
+    clock = VenueClock(0.0)
     clock.note(TimeSample(NOW, NOW, UNIX))
     assert clock.latest(later(MAX_AGE_NS)) is not None
     old = later(MAX_AGE_NS + 1)
@@ -50,7 +50,7 @@ def test_sample_that_is_too_old_is_not_used() -> None:
 
 
 def test_latest_sample_counts() -> None:
-    clock = VenueClock()
+    clock = VenueClock(0.0)
     clock.note(TimeSample(NOW, NOW, UNIX))
     clock.note(TimeSample(NOW, NOW, UNIX - 3600 * 10**9))  # the venue's clock was set back
     assert clock.earliest(NOW, NOW) == UNIX - 3600 * 10**9
@@ -62,14 +62,20 @@ def test_latest_sample_counts() -> None:
     back=st.integers(0, 10**9),
     later=st.integers(0, MAX_AGE_NS - 10**9),
     ahead=st.integers(0, 10**10),
+    drift=st.integers(-50_000, 50_000),
 )
-def test_truth_lies_between_the_bounds(offset: int, there: int, back: int, later: int, ahead: int) -> None:
-    """The venue's clock shows instant + offset. It is read `there` after we asked and `back` before we heard."""
-    received = NOW + there + back
-    clock = VenueClock()
-    clock.note(TimeSample(NOW, received, NOW + there + offset))
+def test_truth_lies_between_the_bounds(offset: int, there: int, back: int, later: int, ahead: int, drift: int) -> None:
+    """The venue's clock is read `there` after we asked, where it shows instant + offset, and `back` before we heard; it
+    runs faster than ours by `drift` parts in a million."""
+    read, received = NOW + there, NOW + there + back
+
+    def truth(t: int) -> int:
+        return offset + t + (t - read) * drift // 1_000_000
+
+    clock = VenueClock(0.05)
+    clock.note(TimeSample(NOW, received, truth(read)))
     now, at = Instant(received + later), Instant(received + later + ahead)
     low, high = clock.earliest(at, now), clock.latest(now)
     assert low is not None and high is not None
-    assert low <= at + offset
-    assert now + offset <= high
+    assert low <= truth(at)
+    assert truth(now) <= high
