@@ -172,17 +172,25 @@ class _State:
         return (spent or self.step >= WARM_UP + self.window) and not any(n.paused for n in self.nodes)
 
     def run_out(self) -> int:
-        """Go that way; how many moves it took. Somebody leads at its end. Raises _Wrong."""
+        """Go that way, until one leads and nothing is under way; how many moves it took. Raises _Wrong."""
         moves = 0
         while (what := next(self.moves(), None)) is not None:
+            if what == "time" and self._settled:
+                return moves
             node = self.move(what)
             if node is not None:
                 self.carry_on(node)
             moves += 1
-        now = self.time.now
-        if not any(n.page is not None and n.page.covers(n.clock.read(now)) for n in self.nodes):
+        if not self._settled:
             raise _Wrong("L2: nobody leads at the end")
         return moves
+
+    @property
+    def _settled(self) -> bool:
+        """One leads, the other one knows it: from here on time brings renewals, and nothing else."""
+        now = self.time.now
+        leading = [n for n in self.nodes if n.page is not None and n.page.covers(n.clock.read(now))]
+        return len(leading) == 1 and all(n in leading or n.page is None for n in self.nodes)
 
     # -- moves -----------------------------------------------------------------------------------------------------
 
