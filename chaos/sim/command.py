@@ -165,7 +165,7 @@ def _failed(summary: Summary, which: Any, results: Path) -> int:
 
 def _replay(what: str, profile: str, nodes: int | None, venue: str, results: Path) -> int:
     from chaos.sim.plan import Plan
-    from chaos.sim.replay import tell_story
+    from chaos.sim.replay import write_replay
     from chaos.sim.run import Which
 
     if what.isdigit():
@@ -175,11 +175,9 @@ def _replay(what: str, profile: str, nodes: int | None, venue: str, results: Pat
             plan = Plan.from_json(Path(what).read_text())
         except OSError as e:
             raise ConfigError(f"--replay {what}: neither a seed nor a file that can be read ({e.strerror})") from e
-    story = tell_story(plan, results)
-    for problem in story.ended.problems or ["nothing is wrong"]:
-        print(problem)
-    print(f"its timeline: {story.timeline}")
-    return 1 if story.ended.broken else 0
+    told = write_replay(plan, results)
+    print(*(told.problems or ["nothing is wrong"]), f"its timeline: {told.timeline}", sep="\n")
+    return 1 if told.problems else 0
 
 
 def _exhaustive(jobs: int) -> int:

@@ -13,6 +13,8 @@ from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import Any
 
+from chaos.sim.story import Mark, words
+
 US = 1_000
 MS = 1_000_000
 S = 1_000_000_000
@@ -38,7 +40,7 @@ class Timer:
 
 
 class Engine:
-    """traced: keep the story, for `digest`, for people and for the timeline."""
+    """traced: keep the story (`story.py`), for `digest`, for people and for the timeline."""
 
     __slots__ = ("_count", "_heap", "_tie", "network", "now", "schedule", "seed", "steps", "story", "workload")
 
@@ -49,7 +51,7 @@ class Engine:
         self.schedule, self.network, self.workload = (
             random.Random(f"{seed}/{stream}") for stream in ("schedule", "network", "workload")
         )
-        self.story: list[tuple[int, str, str]] | None = [] if traced else None
+        self.story: list[Mark] | None = [] if traced else None
         self._tie = random.Random(f"{seed}/tie").random
         self._heap: list[tuple[int, float, int, Fn, tuple[Any, ...]]] = []
         self._count = 0
@@ -83,14 +85,20 @@ class Engine:
         fn(*args)
         return True
 
-    def say(self, who: str, what: str) -> None:
-        """One line of the story. Callers look at `story` first where making the text costs something."""
+    def say(self, lane: str, kind: str, text: str, **more: Any) -> None:
+        """One mark of the story. Callers look at `story` first where making the text costs something."""
         if self.story is not None:
-            self.story.append((self.now, who, what))
+            self.story.append(Mark(self.now, lane, kind, text, **more))
+
+    def sends(self, lane: str, to: str, kind: str, message: object, arrives: int | None, order: str = "") -> None:
+        """A message leaves `lane`; None: it never arrives. Callers look at `story` first."""
+        self.say(lane, kind, words(message), until=arrives or 0, to=to, order=order)
 
     def digest(self) -> str:
-        """Names the whole story: equal digests, equal runs."""
+        """Names the whole story, and what was drawn on the way: equal digests, equal runs."""
         h = blake2b(digest_size=16)
-        for at, who, what in self.story or ():
-            h.update(f"{at} {who} {what}\n".encode())
+        for mark in self.story or ():
+            h.update(f"{tuple(mark)}\n".encode())
+        drawn = [r.getstate() for r in (self.schedule, self.network, self.workload)]
+        h.update(f"{self.now} {self.steps} {self._count} {drawn}".encode())
         return h.hexdigest()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from chaos.sim.clock import RATE, Clock
 from chaos.sim.disk import Disk
 from chaos.sim.engine import MS, Engine
-from chaos.sim.network import FEED, LAN, LOCAL, Link, Quality
+from chaos.sim.network import FEED, LAN, LOCAL, Ends, Link, Quality
 from chaos.sim.plan import Plan, rules_of, timing_of
+from chaos.sim.story import ETCD, GATE, MARKET, VENUE
 from cluster.core.ids import Instant, NodeId
 from cluster.permit import NO_PERMIT, PermitSeen
 
@@ -46,23 +47,25 @@ class Host:
         self.clock = Clock(plan.offsets[index], RATE + plan.drifts[index], plan.wall_offsets[index])
         noisy = Quality(loss=plan.loss, late=plan.late, late_by=int(2.5 * plan.ttl))
 
-        def link(name: str, quality: Quality, *, stream: bool = False) -> Link:
-            return Link(engine, f"{self.name} {name}", quality, stream=stream)
+        keeper, worker = f"{self.name} keeper", f"{self.name} worker"
+
+        def link(ends: Ends, quality: Quality, *, stream: bool = False) -> Link:
+            return Link(engine, ends, quality, stream=stream)
 
         self.wires = Wires(
-            link("to etcd", noisy),
-            link("from etcd", noisy),
-            link("watch", noisy, stream=True),
-            link("to gate", noisy),
-            link("from gate", noisy),
-            link("to venue", noisy),
-            link("from venue", noisy),
-            link("stream", LAN, stream=True),
-            link("feed", FEED, stream=True),
+            link((keeper, ETCD, "request"), noisy),
+            link((ETCD, keeper, "request"), noisy),
+            link((ETCD, keeper, "watch"), noisy, stream=True),
+            link((worker, GATE, "request"), noisy),
+            link((GATE, worker, "request"), noisy),
+            link((worker, VENUE, "request"), noisy),
+            link((VENUE, worker, "request"), noisy),
+            link((VENUE, worker, "stream"), LAN, stream=True),
+            link((MARKET, worker, "feed"), FEED, stream=True),
         )
         self.peers: dict[NodeId, Link] = {}  # to each other host; the world fills it
-        self.to_keeper = link("to its keeper", LOCAL, stream=True)
-        self.to_worker = link("to its worker", LOCAL, stream=True)
+        self.to_keeper = link((worker, keeper, "link"), LOCAL, stream=True)
+        self.to_worker = link((keeper, worker, "link"), LOCAL, stream=True)
         self.disk = Disk(self.name, cluster, self._on_the_disk, lambda: engine.between(plan.sync // 2, plan.sync * 2))
         self.keeper: SimKeeper | None = None
         self.worker: SimWorker | None = None
@@ -101,7 +104,7 @@ class Host:
         return self.clock.read(last - (last - w.started_at) % BEAT)
 
     def connect(self, peer: NodeId) -> None:
-        self.peers[peer] = Link(self.engine, f"{self.name} to {peer}", LAN, stream=True)
+        self.peers[peer] = Link(self.engine, (f"{self.name} worker", f"{peer} worker", "replication"), LAN, stream=True)
 
     def heal(self) -> None:
         for link in (*self.wires, *self.peers.values()):

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from chaos.sim.engine import MS
+from chaos.sim.story import JUDGE
 from cluster.core.actions import Acquire
 from cluster.core.ids import NodeId, Term
 from cluster.core.role import ExecutionPermit
@@ -53,7 +54,7 @@ class Judge:
             return
         at = self.world.engine.now
         self.found.append(Wrong(invariant, at, text))
-        self.world.say("judge", f"{invariant}: {text}")
+        self.world.say(JUDGE, "wrong", f"{invariant}: {text}")
 
     def raised(self, node: NodeId, error: BaseException, on: object) -> None:
         self.blame("L2", f"{node} raised {type(error).__name__}: {error} on {on}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from chaos.sim.engine import MS, US
 from chaos.sim.etcd import Compacted
 from chaos.sim.process import Process
+from chaos.sim.story import ETCD, words
 from chaos.sim.worker import SimWorker
 from cluster import keys as k
 from cluster import link
@@ -52,7 +53,7 @@ class SimKeeper:
         self.world, self.host, self.engine = world, host, world.engine
         host.starts += 1
         self.incarnation = Incarnation(f"{host.name}.{host.starts}")
-        self.process = Process(self.engine, world.traps_of(host, "keeper"))
+        self.process = Process(self.engine, f"{host.name} keeper", world.traps_of(host, "keeper"))
         self.election = Election(
             me=host.name,
             incarnation=self.incarnation,
@@ -74,13 +75,14 @@ class SimKeeper:
         self._halted: str | None = None
         self._tick_at = -1
         self._publish_due = False
+        self._role_told = ""
 
     @property
     def alive(self) -> bool:
         return self.process.alive
 
     def start(self) -> None:
-        self.world.say(self.host.name, f"keeper {self.incarnation} starts")
+        self.world.say(self.process.name, "death", f"the keeper of {self.host.name} starts")
         self.election.start(self.host.now)
         self.process.deliver("timer", self._tick, -1)
         self._grant_lease()
@@ -92,7 +94,7 @@ class SimKeeper:
         if not self.alive:
             return
         self.process.kill()
-        self.world.say(self.host.name, "keeper is dead")
+        self.world.say(self.process.name, "death", f"the keeper of {self.host.name} is dead, and its worker with it")
         self.host.page = NO_PERMIT
         worker = self.host.worker
         if worker is not None:
@@ -107,9 +109,8 @@ class SimKeeper:
         except Exception as e:  # noqa: BLE001 - any error at all is a finding, kept with the seed
             self.world.judge.raised(host.name, e, event)
             return
-        story = self.engine.story
-        if story is not None and (actions or not isinstance(event, ev.Tick)):
-            self.world.say(host.name, f"[{type(self.election.role).__name__}] {_short(event)} -> {_named(actions)}")
+        if self.engine.story is not None and (actions or not isinstance(event, ev.Tick)):
+            self._tell_story(event, actions)
         if isinstance(event, ev.WorkerStopped | ev.WorkerSettled | ev.WorkerExited):
             self.told_to_lead = Term(0)
         then = self.process.then
@@ -124,6 +125,13 @@ class SimKeeper:
             ):
                 self.world.judge.spins(host, now - wake)
         then("", self._schedule)
+
+    def _tell_story(self, event: ev.Event, actions: list[act.Action]) -> None:
+        name, role, host = self.process.name, type(self.election.role).__name__.lower(), self.host.name
+        if role != self._role_told:
+            self._role_told = role
+            self.engine.say(name, "role", f"{host} is {role}", token=getattr(self.election.role, "term", 0))
+        self.engine.say(name, "event", f"{_short(event)} → {', '.join(map(repr, actions)) or 'nothing'}")
 
     def _tick(self, due: int) -> None:
         if due == self._tick_at:
@@ -148,8 +156,15 @@ class SimKeeper:
             case act.WritePermit(permit):
                 world.judge.permit_written(host, permit)
                 host.page = PermitSeen(permit.token, permit.act_until)
+                if self.engine.story is not None:
+                    text = f"{host.name} may send with token {permit.token}"
+                    ends = host.permit_ends
+                    self.engine.say(self.process.name, "permit", text, until=ends, token=permit.token)
             case act.ClearPermit():
                 world.judge.permit_cleared(host)
+                if host.page.token:
+                    text = f"{host.name} drops its permit for token {host.page.token}"
+                    world.say(self.process.name, "permit", text, token=host.page.token)
                 host.page = NO_PERMIT
             case act.Acquire() | act.Renew() | act.Evict() | act.Resign():
                 if isinstance(action, act.Resign) and self.told_to_lead == action.token:
@@ -194,8 +209,9 @@ class SimKeeper:
 
     # -- etcd ------------------------------------------------------------------------------------------------------
 
-    def _ask(self, ask: Callable[[], Any], answered: Callable[[Any], None], timeout: int) -> None:
-        """One request. `answered` gets the answer, or None: no answer within the timeout; it is called once."""
+    def _ask(self, what: object, ask: Callable[[], Any], answered: Callable[[Any], None], timeout: int) -> None:
+        """One request. `answered` gets the answer, or None: no answer within the timeout; it is called once. what: for
+        the story."""
         world, engine, wires = self.world, self.engine, self.host.wires
         deadline = engine.now + timeout
 
@@ -205,6 +221,8 @@ class SimKeeper:
                 return
             answer = ask()
             at = wires.etcd_down.arrival()
+            if engine.story is not None:
+                engine.sends(ETCD, self.process.name, "request", f"answer to: {words(what)}", at)
             if at is None or at > deadline:
                 world.cover["etcd answered after its timeout"] += at is not None
                 give_up()
@@ -215,6 +233,8 @@ class SimKeeper:
             engine.at(deadline, self.process.deliver, "etcd", answered, None)
 
         at = wires.etcd_up.arrival()
+        if engine.story is not None:
+            engine.sends(self.process.name, ETCD, "request", what, at)
         if at is None:
             give_up()
         elif at > deadline:  # it is carried out when nobody waits for it any more
@@ -234,10 +254,8 @@ class SimKeeper:
             before = world.insync_now() if isinstance(request, act.Acquire) else None
             result = self._txn(txns[nth])
             done = isinstance(result, TxnResult) and result.succeeded
-            if self.engine.story is not None:
-                world.say(
-                    "etcd", f"{self.host.name} {request} -> {'done' if done else 'refused'} {world.etcd.revision}"
-                )
+            if not done:
+                world.say(ETCD, "request", f"refuses {type(request).__name__} of {self.host.name}")
             if isinstance(result, TxnResult) and result.succeeded:
                 world.cover[type(request).__name__.lower()] += 1
                 world.records.executed(self.host, request, result.revision)
@@ -257,7 +275,7 @@ class SimKeeper:
             else:
                 self.feed(ev.Answered(request.request, Answer.REFUSED, 0))
 
-        self._ask(execute, answered, world.plan.timeout)
+        self._ask(request, execute, answered, world.plan.timeout)
 
     def _txn(self, txn: Txn) -> TxnResult | EtcdRefused:
         try:
@@ -282,7 +300,7 @@ class SimKeeper:
             self.publish()
             self._keep_alive_later(lease)
 
-        self._ask(lambda: self.world.etcd.lease_grant(ttl_s), granted, 1000 * MS)
+        self._ask("an etcd lease, please", lambda: self.world.etcd.lease_grant(ttl_s), granted, 1000 * MS)
 
     def _keep_alive_later(self, lease: GrantedLease) -> None:
         self.engine.after(lease.ttl_s * NS_PER_S // 4, self.process.deliver, "timer", self._keep_alive, lease)
@@ -306,7 +324,7 @@ class SimKeeper:
             else:
                 self._keep_alive_later(lease)
 
-        self._ask(ask, answered, self.world.plan.timeout)
+        self._ask("keep my etcd lease alive", ask, answered, self.world.plan.timeout)
 
     def publish(self) -> None:
         """`members/<node>`, soon."""
@@ -332,7 +350,7 @@ class SimKeeper:
                 self.publish()
 
         member = Txn((), (put(self.keys.member(self.host.name), value, lease),))
-        self._ask(lambda: self._txn(member), answered, self.world.plan.timeout)
+        self._ask("here I am", lambda: self._txn(member), answered, self.world.plan.timeout)
 
     # -- the watch -------------------------------------------------------------------------------------------------
 
@@ -362,7 +380,7 @@ class SimKeeper:
                 self._watched = found.revision  # the watch goes on from there
                 self.etcd_changed()
 
-        self._ask(lambda: self.world.etcd.read(self.keys.prefix), answered, self.world.plan.timeout)
+        self._ask("read everything", lambda: self.world.etcd.read(self.keys.prefix), answered, self.world.plan.timeout)
 
     def _see(self, seen: Snapshot | Changes) -> bool:
         """As the client does (cluster/etcd/watch.py): what is older than what was told is a late answer, unless it is
@@ -454,7 +472,7 @@ class SimKeeper:
             self.world.cover["in-sync changes"] += o.outcome == "done"
             self._tell(link.InSyncAnswer(p.request, o.outcome, o.members, o.revision))
 
-        self._ask(lambda: self._txn(txn), answered, self.world.plan.timeout)
+        self._ask(f"the in-sync set: {', '.join(p.members)}", lambda: self._txn(txn), answered, self.world.plan.timeout)
 
     def _read_latch(self, request: int, term: int) -> None:
         txn = read_latch(self.keys, term)
@@ -467,7 +485,7 @@ class SimKeeper:
             else:
                 self._tell(link.LatchAnswer(request, latch_found(result)))
 
-        self._ask(lambda: self._txn(txn), answered, self.world.plan.timeout)
+        self._ask("the kill latch?", lambda: self._txn(txn), answered, self.world.plan.timeout)
 
 
 def _short(x: ev.Event) -> str:
@@ -478,7 +496,3 @@ def _short(x: ev.Event) -> str:
     leader = f"{v.leader.node}:{v.leader.token}/{v.leader.renewal}" if v.leader else "-"
     tenure, resigned = v.tenure.token if v.tenure else 0, v.resigned.token if v.resigned else 0
     return f"View({v.revision} leader={leader} tenure={tenure} resigned={resigned})"
-
-
-def _named(actions: list[act.Action]) -> str:
-    return ", ".join(repr(a) for a in actions) or "-"

@@ -26,11 +26,28 @@ class Quality(NamedTuple):
         return Quality(self.low, self.high)
 
 
-class Link:
-    __slots__ = ("_cut_holds", "_cut_until", "_draw", "_last", "bitten", "engine", "name", "quality", "stream")
+Ends = tuple[str, str, str]
+"""For the story: the lanes at both ends, and the kind of what passes."""
 
-    def __init__(self, engine: Engine, name: str, quality: Quality, *, stream: bool = False) -> None:
-        self.engine, self.name, self.quality, self.stream = engine, name, quality, stream
+
+class Link:
+    __slots__ = (
+        "_cut_holds",
+        "_cut_until",
+        "_draw",
+        "_last",
+        "bitten",
+        "engine",
+        "kind",
+        "lane",
+        "quality",
+        "stream",
+        "to",
+    )
+
+    def __init__(self, engine: Engine, ends: Ends, quality: Quality, *, stream: bool = False) -> None:
+        self.engine, self.quality, self.stream = engine, quality, stream
+        self.lane, self.to, self.kind = ends
         self.bitten = 0  # messages that a cut has met: the proof that it bit
         self._draw = engine.network.random
         self._cut_until = 0
@@ -51,8 +68,10 @@ class Link:
         return self.engine.now < self._cut_until
 
     def send(self, fn: Fn, *args: object) -> None:
-        """Call fn(*args) at the other end when it arrives, if it does."""
+        """Call fn(*args) at the other end when it arrives, if it does. The last of args is the message itself."""
         when = self.arrival()
+        if self.engine.story is not None:
+            self.engine.sends(self.lane, self.to, self.kind, args[-1] if args else "the connection is closed", when)
         if when is not None:
             self.engine.at(when, fn, *args)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from chaos.check.evidence import OperatorLine
 from chaos.sim.engine import MS
+from chaos.sim.story import OPERATOR
 from cluster.etcd.model import delete, put
 from cluster.keys import dump
 
@@ -75,10 +76,10 @@ class Operator:
         else:
             world.gate.halt(wanted)
         self._at_gate = wanted
-        self.world.say("operator", f"{'halt' if wanted is not None else 'unhalt'} at the gate")
+        self.world.say(OPERATOR, "operator", f"{'halt' if wanted is not None else 'unhalt'} confirmed by the gate")
         self.pressing = False
         self._go_on()
 
     def _note(self, what: Literal["halt_pressed", "halt_confirmed", "unhalt"]) -> None:
         self.log.append(OperatorLine(self.engine.now, what, "operator", "drill"))
-        self.world.say("operator", what)
+        self.world.say(OPERATOR, "operator", what.replace("_", " "))

@@ -14,17 +14,22 @@ from collections.abc import Callable
 from typing import Any
 
 from chaos.sim.engine import Engine, Fn
+from chaos.sim.story import before
 
 Step = tuple[str, Fn, tuple[Any, ...]]
 
 
 class Process:
-    """before_step(name): called right before each effect; may pause or kill the process. None: nothing does."""
+    """name: its lane in the story. before_step(step): called right before each effect; may pause or kill the process.
+    None: nothing does."""
 
-    __slots__ = ("_backlog", "_busy", "_inbox", "alive", "before_step", "engine", "hung", "paused_until", "quiet_since")
+    __slots__ = (
+        *("_backlog", "_busy", "_inbox", "alive", "before_step", "engine", "hung", "name"),
+        *("paused_until", "quiet_since"),
+    )
 
-    def __init__(self, engine: Engine, before_step: Callable[[str], None] | None) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, name: str, before_step: Callable[[str], None] | None) -> None:
+        self.engine, self.name = engine, name
         self.before_step = before_step
         self.alive = True
         self.hung = False  # a loop that never comes back: it can only be killed
@@ -108,12 +113,16 @@ class Process:
         if self.quiet_since is None:
             self.quiet_since = engine.now
         self.paused_until = max(self.paused_until, engine.now + length)
+        if engine.story is not None:
+            self._tell("is frozen", until=self.paused_until)
         engine.at(self.paused_until, self.wake)
 
     def wake(self) -> None:
         if not self.alive or self.hung or self.engine.now < self.paused_until or self.quiet_since is None:
             return
         self.quiet_since = None
+        if self.engine.story is not None:
+            self._tell("runs again")
         self._go_on()
 
     def resume(self) -> None:
@@ -125,8 +134,17 @@ class Process:
         self.hung = True
         if self.quiet_since is None:
             self.quiet_since = self.engine.now
+        if self.engine.story is not None:
+            self._tell("hangs, for good")
 
     def kill(self) -> None:
         self.alive = False
         self._backlog.clear()
         self._inbox.clear()
+
+    def _tell(self, what: str, *, until: int = 0) -> None:
+        """For the story: with the step that it would do next."""
+        name, _, args = self._backlog[0] if self._backlog else ("", None, ())
+        where, order = before(name, args)
+        node, _, process = self.name.partition(" ")
+        self.engine.say(self.name, "pause", f"the {process} of {node} {what}{where}", until=until, order=order)

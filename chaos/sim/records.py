@@ -3,7 +3,7 @@ the bytes that left each node, what leaders called committed, the faults, the op
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from chaos.check.evidence import (
     CommitLine,
@@ -17,6 +17,7 @@ from chaos.check.evidence import (
     SentLine,
 )
 from chaos.sim.plan import DRIFT, HARMLESS, Fault, Trap
+from chaos.sim.story import ETCD, FAULTS, SENT, lease_in_words
 from chaos.sim.venue import UNIX
 from cluster.core import actions as act
 from cluster.core.ids import LogIndex
@@ -40,32 +41,52 @@ class Records:
 
     def executed(self, host: Host, request: act.EtcdRequest, revision: int) -> None:
         """etcd has carried out one of the lease's transactions."""
-        now = self.world.engine.now
         match request:
             case act.Acquire():
                 self.token, self._node = revision, host.name
-                self.etcd.append(EtcdLine(revision, "acquired", revision, host.name, now))
+                self._lease(revision, "acquired", revision, host.name, "")
             case act.Renew(token=token):
-                self.etcd.append(EtcdLine(revision, "renewed", token, host.name, now))
-            case act.Evict(token=token) | act.Resign(token=token):
-                self.etcd.append(EtcdLine(revision, "ended", token, self._node, now))
+                self._lease(revision, "renewed", token, host.name, "")
+            case act.Evict(token=token):
+                self._lease(revision, "ended", token, self._node, f"{host.name} evicts it")
+            case act.Resign(token=token, reason=reason):
+                self._lease(revision, "ended", token, self._node, f"given back: {reason}")
 
     def key_vanished(self) -> None:
-        etcd = self.world.etcd
-        self.etcd.append(EtcdLine(etcd.revision, "ended", self.token, self._node, self.world.engine.now))
+        self._lease(self.world.etcd.revision, "ended", self.token, self._node, "its key has vanished")
+
+    def _lease(
+        self, revision: int, what: Literal["acquired", "renewed", "ended"], token: int, node: str, how: str
+    ) -> None:
+        self.etcd.append(EtcdLine(revision, what, token, node, self.world.engine.now))
+        if self.world.engine.story is not None:
+            self.world.say(
+                ETCD, "lease", lease_in_words(what, token, node, how), token=token, ref=f"revision {revision}"
+            )
 
     def left(self, host: Host, token: int, kind: str, coid: str = "") -> None:
         """Bytes for the venue left this node."""
         self.sent.append(SentLine(self.world.engine.now, host.name, token, kind, coid))  # type: ignore[arg-type]
+        if self.world.engine.story is not None:
+            what = SENT[kind].format(order=coid)
+            self.world.say(f"{host.name} worker", "sent", f"{what} with token {token}", token=token, order=coid)
 
     def committed(self, node: str, term: int, index: int, chain: bytes) -> None:
         self.commits.append(CommitLine("committed", node, term, index, chain, self.world.engine.now))
+        if self.world.engine.story is not None:
+            text = f"entry {index} is on every node of the in-sync set: committed by {node}"
+            self.world.say(f"{node} worker", "commit", text, token=term)
 
     def acknowledged(self, node: str, term: int, index: int, chain: bytes | None) -> None:
         self.commits.append(CommitLine("acknowledged", node, term, index, chain or b"", self.world.engine.now))
+        if self.world.engine.story is not None:
+            self.world.say(f"{node} disk", "journal", f"durable up to entry {index}", token=term)
 
     def led(self, node: str, term: int, index: int, chain: bytes) -> None:
         self.commits.append(CommitLine("led", node, term, index, chain, self.world.engine.now))
+        if self.world.engine.story is not None:
+            text = f"{node} takes over with token {term}; its journal ends at entry {index}"
+            self.world.say(f"{node} worker", "role", text, token=term)
 
     def fault(self, fault: Fault, host: Host, proof: str) -> None:
         now = self.world.engine.now
@@ -73,7 +94,7 @@ class Records:
         harmless = fault.kind in HARMLESS
         number = f"f{len(self.faults) + 1}"
         self.faults.append(FaultLine(number, kind, host.name, now, now, now + fault.length, proof, harmless))
-        self.world.say("fault", f"{fault.kind} {fault.how} at {host.name} for {fault.length / 1e6:.1f} ms: {proof}")
+        self.world.say(FAULTS, "fault", f"{fault.kind} at {host.name}: {proof}", until=now + fault.length)
 
     def trap(self, trap: Trap, host: Host) -> None:
         now = self.world.engine.now
@@ -81,7 +102,7 @@ class Records:
         proof = f"right before {trap.process}'s {trap.step}"
         number = f"f{len(self.faults) + 1}"
         self.faults.append(FaultLine(number, kind, host.name, now, now, now + trap.length, proof))
-        self.world.say("fault", f"{trap.effect} of {host.name} for {trap.length / 1e6:.1f} ms, {proof}")
+        self.world.say(FAULTS, "fault", f"{trap.effect} at {host.name}, {proof}", until=now + trap.length)
 
     def healed(self) -> None:
         """Whatever lasted is over now."""

@@ -55,11 +55,13 @@ class Decided:
 
 
 class GateSpec:
-    """now: ns on the server's clock. claim_ttl: ns for which an id stays claimed."""
+    """now: ns on the server's clock. claim_ttl: ns for which an id stays claimed. tell: called with each line of the
+    record."""
 
-    def __init__(self, now: Callable[[], int], claim_ttl: int) -> None:
+    def __init__(self, now: Callable[[], int], claim_ttl: int, tell: Callable[[Decided], None] | None = None) -> None:
         self.now = now
         self.claim_ttl = claim_ttl
+        self._tell = tell
         self.run = 1
         self.record: list[Decided] = []
         self._store = _Store()
@@ -135,8 +137,13 @@ class GateSpec:
     def _note(self, op: str, token: int, subject: str, verdict: Verdict) -> int:
         s = self._store
         s.seq += 1
-        self.record.append(Decided(s.seq, op, token, s.high, subject, verdict.value, self.now()))
+        self._write(Decided(s.seq, op, token, s.high, subject, verdict.value, self.now()))
         return s.seq
+
+    def _write(self, line: Decided) -> None:
+        self.record.append(line)
+        if self._tell is not None:
+            self._tell(line)
 
     # -- what can happen to it ------------------------------------------------------------------------------------
 
@@ -159,7 +166,7 @@ class GateSpec:
 
     def _lost(self, how: str) -> None:
         s = self._store
-        self.record.append(Decided(s.seq, "lost", 0, s.high, how, "", self.now()))
+        self._write(Decided(s.seq, "lost", 0, s.high, how, "", self.now()))
 
     def _remember(self, undo: Callable[[_Store], None]) -> None:
         self._undo.append(undo)

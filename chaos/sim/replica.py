@@ -10,17 +10,29 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chaos.sim.engine import MS
-from cluster.core.ids import LogIndex, NodeId
+from cluster.core.ids import LogIndex, NodeId, ns
 from cluster.core.insync import Member
 from cluster.core.log import SendSnapshot, StreamAfter
-from cluster.core.serving import ReadEntries, ReadSnapshot, Serving, Wait
-from cluster.core.stream import Ack, Entries, FollowerMessage, Hello, LeaderMessage, StreamEnded, StreamSettings
+from cluster.core.serving import ReadEntries, ReadSnapshot, Serving, Wait, admit
+from cluster.core.stream import (
+    Ack,
+    Entries,
+    FollowerMessage,
+    Hello,
+    LeaderMessage,
+    Refused,
+    StreamEnded,
+    StreamSettings,
+)
 from cluster.leader_log import FollowerState, LeaderLog
 
 if TYPE_CHECKING:
     from chaos.sim.host import Host
     from chaos.sim.worker import SimWorker
     from chaos.sim.world import World
+
+STREAM = StreamSettings(heartbeat_s=0.1, silence_s=0.5)
+HOLD = ns(STREAM.hold_s)
 
 
 class Conn:
@@ -56,7 +68,7 @@ class Conn:
         if worker is None or not worker.opened or not worker.process.alive:
             self.broken(leader)  # nobody listens there
         elif isinstance(message, Hello):
-            worker.process.deliver("peers", worker.greet, self, message)
+            worker.process.deliver("peers", worker.server.greet, self, message)
         elif self.stream is not None:
             worker.process.deliver("peers", self.stream.acked, message)
 
@@ -73,7 +85,7 @@ class Conn:
 
     def _arrive_down(self, message: LeaderMessage) -> None:
         if self._dialler is not None:
-            self._dialler.process.deliver("peers", self._dialler.heard, self, message)
+            self._dialler.process.deliver("peers", self._dialler.follower.heard, self, message)
 
     # -- both ------------------------------------------------------------------------------------------------------
 
@@ -95,7 +107,7 @@ class Conn:
 
     def _tell_follower(self) -> None:
         if self._dialler is not None:
-            self._dialler.process.deliver("peers", self._dialler.lost, self, "the connection broke")
+            self._dialler.process.deliver("peers", self._dialler.follower.lost, self, "the connection broke")
 
 
 def _damaged(frame: Entries) -> Entries:
@@ -105,8 +117,77 @@ def _damaged(frame: Entries) -> Entries:
     return frame._replace(entries=[*good, bad._replace(body=body)])
 
 
+class Server:
+    """The leader's end of all streams: one per worker, as `cluster/replication.py`. Whom it serves, `admit` decides."""
+
+    def __init__(self, worker: SimWorker) -> None:
+        self.worker, self.world, self.host = worker, worker.world, worker.host
+        self._waiting: list[tuple[Conn, Hello]] = []  # followers that came before we lead
+        self._streams: dict[NodeId, Stream] = {}
+
+    def lead(self) -> None:
+        """Serve from here on, those included that wait."""
+        waiting, self._waiting = self._waiting, []
+        for conn, hello in waiting:
+            self.greet(conn, hello)
+
+    def close(self) -> None:
+        """The process is gone, and its connections with it."""
+        for conn in [*(s.conn for s in self._streams.values()), *(c for c, _ in self._waiting)]:
+            conn.broken(self.host)
+
+    def greet(self, conn: Conn, hello: Hello) -> None:
+        """A follower has dialled. One that is early is kept waiting for us to begin to lead."""
+        log = self.worker.log
+        if log is None or log.term < hello.term:
+            if all(c is not conn for c, _ in self._waiting):
+                self._waiting.append((conn, hello))
+                self.worker.later(HOLD, self._held_too_long, conn, hello)
+            return
+        self._admit(conn, hello)
+
+    def _held_too_long(self, conn: Conn, hello: Hello) -> None:
+        before = len(self._waiting)
+        self._waiting = [(c, h) for c, h in self._waiting if c is not conn]
+        if len(self._waiting) < before:
+            self._admit(conn, hello)
+
+    def _admit(self, conn: Conn, hello: Hello) -> None:
+        log, live = self.worker.log, self._streams.get(hello.node)
+        nodes = [h.name for h in self.world.hosts]
+        leading = log.insync if log is not None else None
+        answer = admit(
+            hello,
+            self.host.name,
+            self.worker.journal.cluster,
+            nodes,
+            None,
+            leading,
+            live.member if live else None,
+            self.worker.journal,
+        )
+        if isinstance(answer, Refused):
+            self.world.cover[f"follower refused: {answer.code.name}"] += 1
+            if log is not None and hello.highest_term > log.term:
+                self.worker.step_down(f"{hello.node} has seen term {hello.highest_term}")
+            conn.down(answer)
+            conn.broken(self.host)
+            return
+        if log is None:
+            return
+        if live is not None:
+            live.end("the same journal dialled again")
+        self._streams[hello.node] = stream = Stream(self.worker, log, conn, hello, answer)
+        stream.pump()
+
+    def over(self, stream: Stream) -> None:
+        if self._streams.get(stream.member.node) is stream:
+            del self._streams[stream.member.node]
+
+
 class Stream:
-    """The leader's end: asks `Serving` for one thing at a time, and carries it out. A `leader_log.FollowerStream`."""
+    """The leader's end of one: asks `Serving` for one thing at a time, and carries it out. A FollowerStream of the
+    `LeaderLog`."""
 
     def __init__(
         self, worker: SimWorker, log: LeaderLog, conn: Conn, hello: Hello, answer: StreamAfter | SendSnapshot
@@ -114,9 +195,8 @@ class Stream:
         self.member = Member(hello.node, hello.journal)
         self.conn = conn
         self._worker, self._log = worker, log
-        settings = StreamSettings(heartbeat_s=0.1, silence_s=0.5)
         self.serving = Serving(
-            worker.host.name, log.term, hello.node, answer, worker.journal, worker.digests, settings, worker.now
+            worker.host.name, log.term, hello.node, answer, worker.journal, worker.digests, STREAM, worker.now
         )
         self._over = False
         self._due = False
@@ -185,5 +265,5 @@ class Stream:
             return
         self._over = True
         self._log.detach(self)
-        self._worker.stream_over(self)
+        self._worker.server.over(self)
         self.conn.broken(self._worker.host)

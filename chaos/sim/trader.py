@@ -173,11 +173,13 @@ class SimTrader:
             case act.FenceRefused(layer):
                 self.world.cover[f"stopped by {layer}"] += 1
             case act.ArmGate():
-                self._ask_gate(lambda: self.world.gate.arm(self.term, self.worker.holder), self.leadership.gate_armed)
+                gate, holder = self.world.gate, self.worker.holder
+                self._ask_gate("arm", lambda: gate.arm(self.term, holder), self.leadership.gate_armed)
             case act.LookAtGate():
-                self._ask_gate(self.world.gate.state, self.leadership.gate_seen)
+                self._ask_gate("look", self.world.gate.state, self.leadership.gate_seen)
             case act.NoteLatch(halted):
                 self._ask_gate(
+                    "note the latch",
                     lambda: self.world.gate.note_latch(self.term, halted),
                     lambda _, now: self.leadership.latch_noted(now),
                 )
@@ -205,7 +207,7 @@ class SimTrader:
             answer = "no answer" if found is None else found[0]
             self.tell(lambda: self.leadership.claimed(index, answer, self.worker.now))
 
-        self.worker.call_gate(lambda: self.world.gate.claim(self.term, [coid]), answered)
+        self.worker.call_gate("claim", lambda: self.world.gate.claim(self.term, [coid]), answered, coid)
 
     def _send(self, send: Send) -> None:
         order = self.leadership.release(send, self.host.page, self.worker.now)
@@ -243,7 +245,8 @@ class SimTrader:
             said = Unknown("no answer") if result is None else result
             self.tell(lambda: self.leadership.cancel_answered(index, said, self.worker.now))
 
-        self.worker.call_venue(lambda: self.world.venue.cancel(self.worker.sender, self.term, coid), answered)
+        venue, sender = self.world.venue, self.worker.sender
+        self.worker.call_venue("cancel", lambda: venue.cancel(sender, self.term, coid), answered, coid)
 
     def _look_up(self, ask: LookUp) -> None:
         now = self.worker.now
@@ -253,11 +256,14 @@ class SimTrader:
             result = Unavailable("no answer") if found is None else found
             self.tell(lambda: self.leadership.looked_up(ask, result, asked_at, self.worker.now))
 
-        self.worker.call_venue(lambda: self.world.venue.look_up(self.host.name, ask.client_order_id), answered)
+        coid, venue = ask.client_order_id, self.world.venue
+        self.worker.call_venue("look up", lambda: venue.look_up(self.host.name, coid), answered, coid)
 
     # -- the gate --------------------------------------------------------------------------------------------------
 
-    def _ask_gate(self, ask: Callable[[], Any], answered: Callable[[Any, Any], Sequence[act.Action]]) -> None:
+    def _ask_gate(
+        self, what: str, ask: Callable[[], Any], answered: Callable[[Any, Any], Sequence[act.Action]]
+    ) -> None:
         def heard(found: Any) -> None:
             now = self.worker.now
             if found is None:
@@ -269,7 +275,7 @@ class SimTrader:
             else:
                 self.tell(lambda: answered(found, now))
 
-        self.worker.call_gate(ask, heard)
+        self.worker.call_gate(what, ask, heard)
 
     # -- the venue -------------------------------------------------------------------------------------------------
 
@@ -285,7 +291,7 @@ class SimTrader:
             else:
                 self.tell(lambda: self.leadership.venue_armed(high, venue.profile.capabilities, now))
 
-        self.worker.call_venue(lambda: venue.arm(self.worker.sender, self.term), answered)
+        self.worker.call_venue("arm", lambda: venue.arm(self.worker.sender, self.term), answered)
 
     def _take_snapshot(self, after_seq: int) -> None:
         """Three questions, one after the other, while orders move."""
@@ -298,13 +304,13 @@ class SimTrader:
             if orders is None:
                 failed()
             else:
-                call(lambda: venue.fills_after(after_seq), lambda fills: fills_told(orders, fills))
+                call("fills?", lambda: venue.fills_after(after_seq), lambda fills: fills_told(orders, fills))
 
         def fills_told(orders: Any, fills: Any) -> None:
             if fills is None:
                 failed()
             else:
-                call(venue.positions, lambda positions: positions_told(orders, fills, positions))
+                call("positions?", venue.positions, lambda positions: positions_told(orders, fills, positions))
 
         def positions_told(orders: Any, fills: Any, positions: Any) -> None:
             if positions is None:
@@ -314,7 +320,7 @@ class SimTrader:
             snapshot = VenueSnapshot(orders, fills, positions)
             self.tell(lambda: self.leadership.snapshot_taken(snapshot, self.worker.now))
 
-        call(venue.open_orders, orders_told)
+        call("open orders?", venue.open_orders, orders_told)
 
     def _refresh_deadman(self, ttl_s: float) -> None:
         def answered(fresh: bool | None) -> None:
@@ -330,7 +336,7 @@ class SimTrader:
             return
         self.world.records.left(self.host, self.term, "keep_alive")
         venue, ttl_ms = self.world.venue, round(ttl_s * 1000)
-        self.worker.call_venue(lambda: venue.keep_alive(self.worker.sender, self.term, ttl_ms), answered)
+        self.worker.call_venue("keep alive", lambda: venue.keep_alive(self.worker.sender, self.term, ttl_ms), answered)
 
     # -- the private stream ----------------------------------------------------------------------------------------
 
@@ -345,7 +351,7 @@ class SimTrader:
         if self.engine.now < self.world.repeat_until:  # what is behind us is told again
             self._flowing = max(0, self._flowing - 1 - int(self.engine.network.random() * 5))
             self.world.cover["stream repeats"] += 1
-        self.host.wires.stream.send(self._deliver, self._connection, StreamUp(self._flowing + 1), 0)
+        self.host.wires.stream.send(self._deliver, self._connection, 0, StreamUp(self._flowing + 1))
         self._pump()
 
     def stream_has(self, line: Line) -> None:
@@ -366,11 +372,11 @@ class SimTrader:
         event = line.fill() if line.kind == "fill" else line.order_event()
         if self.engine.now < self.world.reorder_until:
             delay = int(self.engine.network.random() * 6 * MS)
-            self.engine.after(delay, self._deliver, self._connection, event, line.event_seq or 0)
+            self.engine.after(delay, self._deliver, self._connection, line.event_seq or 0, event)
         else:
-            self.host.wires.stream.send(self._deliver, self._connection, event, line.event_seq or 0)
+            self.host.wires.stream.send(self._deliver, self._connection, line.event_seq or 0, event)
 
-    def _deliver(self, connection: int, event: Any, seq: int) -> None:
+    def _deliver(self, connection: int, seq: int, event: Any) -> None:
         if connection == self._connection and self._stream_up:
             self.worker.process.deliver("stream", self._told, connection, event, seq)
 

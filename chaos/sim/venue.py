@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from chaos.sim.engine import MS, Engine
+from chaos.sim.story import of_venue
 from node.feeds.base import MarketEvent
 from node.paper_venue.engine import Engine as Exchange
 from node.paper_venue.lines import Line
@@ -101,7 +102,7 @@ class VenueSpec:
             if line.kind == "closed":
                 self._closed[line.client_order_id or ""] = line
             if self.engine.story is not None:
-                self.engine.say("venue", _told(line))
+                self.engine.story.append(of_venue(line, now))
         for line in lines:
             if line.event_seq:
                 self.events.append(line)
@@ -157,11 +158,3 @@ def _result(lines: list[Line]) -> SubmitResult:
     if first.accepted:
         return Accepted(first.venue_order_id or "")
     return Refused(first.reason or "", first.detail or "")
-
-
-def _told(line: Line) -> str:
-    """For the story."""
-    what = f"{line.kind} {line.client_order_id or ''} token {line.token}"
-    if line.outcome is not None:
-        return f"{what}: {line.outcome}{f' ({line.reason})' if line.reason else ''}"
-    return f"{what}{f' {line.qty_lots} lots' if line.kind == 'fill' else f' {line.status} {line.reason}'}"

@@ -7,29 +7,27 @@ before any of them, and whatever comes in waits until it runs again.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from chaos.sim.disk import SimJournal
 from chaos.sim.engine import MS, Timer
+from chaos.sim.follower import SimFollower
 from chaos.sim.market import SimStrategy
 from chaos.sim.plan import DRIFT
 from chaos.sim.process import Process
-from chaos.sim.replica import Conn, Stream
+from chaos.sim.replica import Server
+from chaos.sim.story import of_fact
 from chaos.sim.trader import SimTrader
 from chaos.sim.venue import ACCOUNT
 from cluster import link
 from cluster.core import duty as du
-from cluster.core import following as fo
 from cluster.core.duty import Duty
-from cluster.core.errors import BatonError, JournalBroken, JournalCorrupt, StaleTerm, StepDown
-from cluster.core.following import Following
+from cluster.core.errors import BatonError, JournalBroken, JournalCorrupt, StepDown
 from cluster.core.ids import Instant, JournalId, LogIndex, NodeId, Term, ns
 from cluster.core.insync import ProposeChange, Protection
-from cluster.core.log import Entry, Received
-from cluster.core.serving import admit
-from cluster.core.stream import Digests, Hello, LeaderMessage, Refused, StreamEnded, StreamSettings
+from cluster.core.log import Entry
+from cluster.core.stream import Digests
 from cluster.leader_log import LeaderLog, LeaderSettings
 from node import actions as act
 from node import orders
@@ -49,16 +47,14 @@ if TYPE_CHECKING:
     from chaos.sim.world import World
 
 DIGEST_EVERY = 64
-STREAM = StreamSettings(heartbeat_s=0.1, silence_s=0.5)
 CLOCK_EVERY = 1000 * MS
-HOLD = ns(STREAM.hold_s)
 STRATEGY = "chaos.sim.market:SimStrategy"
 
 
 class SimWorker:
     def __init__(self, world: World, host: Host) -> None:
         self.world, self.host, self.engine = world, host, world.engine
-        self.process = Process(self.engine, world.traps_of(host, "worker"))
+        self.process = Process(self.engine, f"{host.name} worker", world.traps_of(host, "worker"))
         self.started_at, self.ended_at = self.engine.now, 0
         self.opened = False
         self.stuck = False
@@ -75,13 +71,10 @@ class SimWorker:
         self.journal: SimJournal
         self.book: Book
         self.strategy: StrategyHost
-        self.following: Following
+        self.follower: SimFollower
+        self.server = Server(self)
         self._facts: dict[int, Fact] = {}
         self._change = self._latch_asked = 0
-        self._conn: Conn | None = None  # to the leader that is followed
-        self._ack_due = False
-        self._waiting: list[tuple[Conn, Hello]] = []  # followers that came before we lead
-        self._streams: dict[NodeId, Stream] = {}
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -91,15 +84,13 @@ class SimWorker:
             self.journal = host.disk.open()
         except JournalCorrupt as e:
             world.cover["journal corrupt"] += 1
-            world.say(host.name, f"journal set aside: {e}")
+            world.say(f"{host.name} disk", "journal", f"the journal is set aside, it is not what was written: {e}")
             host.disk.set_aside()
             self.journal = host.disk.open()
-        self.journal.on_broken = self._fail
+        self.journal.on_broken = self.fail
         self.book = Book(world.tag, world.instruments)
-        self._apply_up_to(self.journal.commit_index)
-        self.following = Following(
-            host.name, self.journal, self.digests, STREAM, random.Random(f"{self.holder}/{world.plan.seed}")
-        )
+        self.apply_up_to(self.journal.commit_index)
+        self.follower = SimFollower(self)
         self.strategy = StrategyHost(
             SimStrategy({"decided": world.market.decided}),
             STRATEGY,
@@ -112,6 +103,9 @@ class SimWorker:
         self.strategy.start()
         self.opened = True
         journal = self.journal
+        world.say(
+            self.process.name, "death", f"the worker of {host.name} starts; its journal ends at {journal.last.index}"
+        )
         self.tell(
             link.Hello(journal.journal_id, journal.last.index, journal.highest_term, journal.etcd_cluster_id, "", "")
         )
@@ -123,19 +117,18 @@ class SimWorker:
             return
         self.process.kill()
         self.ended_at = self.engine.now
-        self.world.say(self.host.name, f"worker is dead: {how}")
+        self.world.say(self.process.name, "death", f"the worker of {self.host.name} is dead: {how}")
         self.host.disk.crash(keep=int(self.engine.schedule.random() * (self.host.disk.unsynced + 1)))
-        for conn in [*(s.conn for s in self._streams.values()), *(c for c, _ in self._waiting)]:
-            conn.broken(self.host)
-        if self._conn is not None:
-            self._conn.broken(self.host)
+        self.server.close()
+        if self.opened:
+            self.follower.hang_up()
         keeper = self.host.keeper
         if keeper is not None and keeper.alive:
             self.engine.after(
                 self.engine.between(MS // 10, 5 * MS), keeper.process.deliver, "worker", keeper.worker_exited, self, how
             )
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """Something the node cannot go on without. Stop sending first, then say so."""
         self._end(str(error))
         self.tell(link.Fatal(f"{type(error).__name__}: {error}"))
@@ -165,7 +158,7 @@ class SimWorker:
 
     # -- the journal and the book ----------------------------------------------------------------------------------
 
-    def _apply_up_to(self, commit: LogIndex) -> None:
+    def apply_up_to(self, commit: LogIndex) -> None:
         """Committed entries, in order: the only way into the book."""
         while self.applied < commit:
             first = LogIndex(self.applied + 1)
@@ -231,19 +224,13 @@ class SimWorker:
                 if ended or stopped is not None:
                     self._rest()
             case du.StopFollowing(number, closing):
-                self.following.stop(closing)
-                self._hang_up()
+                self.follower.stop(closing)
                 try:
                     self.journal.flush(lambda: self._do_duty(self.duty.at_rest(number)))
                 except JournalBroken as e:
-                    self._fail(e)
+                    self.fail(e)
             case du.Follow(node, _, term):
-                try:
-                    if self.following.follow(node, term):
-                        self._hang_up()
-                        self._dial()
-                except StaleTerm:
-                    self.world.cover["follow refused as stale"] += 1
+                self.follower.follow(node, term)
             case du.TellPrepared(term):
                 self.tell(link.Prepared(term))
             case du.BeginLeading(told):
@@ -266,7 +253,7 @@ class SimWorker:
                 propose=self._propose,
                 on_commit=self._committed,
                 on_protection=self._protection_changed,
-                on_deposed=self._step_down,
+                on_deposed=self.step_down,
                 settings=LeaderSettings(
                     insync_timeout_s=0.25, min_standbys=plan.min_standbys, unprotected=plan.unprotected
                 ),
@@ -274,11 +261,9 @@ class SimWorker:
                 call_later=lambda s, fn: self.later(ns(s), fn),
             )
         except BatonError as e:
-            self._fail(e)
+            self.fail(e)
             return
-        waiting, self._waiting = self._waiting, []
-        for conn, hello in waiting:
-            self.greet(conn, hello)
+        self.server.lead()
         self.trader = SimTrader(self, term)
         self.trader.begin(TermStarted(self.host.name, self.holder))
 
@@ -288,13 +273,17 @@ class SimWorker:
         kind, body = encode(fact)
         entry = self.log.append(kind, body, self.host.wall)
         self._facts[entry.index] = fact
+        if self.engine.story is not None:
+            self.engine.story.append(
+                of_fact(self.process.name, self.engine.now, self.world.tag, entry, fact, self.journal.term_at)
+            )
         return entry
 
     def _committed(self, index: LogIndex) -> None:
         chain = self.journal.chain_at(index)
         if chain is not None and self.log is not None:
             self.world.note_committed(self.host.name, self.log.term, index, chain)
-        self._apply_up_to(index)
+        self.apply_up_to(index)
 
     def report(self, term: Term, said: act.Report) -> None:
         """What one leadership has to say to the node and its keeper."""
@@ -311,9 +300,9 @@ class SimWorker:
                 self.tell(link.Settled(term))
                 self._rest()
             case orders.StepDown(reason):
-                self._step_down(reason)
+                self.step_down(reason)
 
-    def _step_down(self, reason: str) -> None:
+    def step_down(self, reason: str) -> None:
         if self.log is None:
             return
         self.world.cover["asked to step down"] += 1
@@ -325,7 +314,7 @@ class SimWorker:
         """By a person. Whether it leads."""
         if self.log is None or not self.process.runs:
             return False
-        self.process.deliver("link", self._step_down, reason)
+        self.process.deliver("link", self.step_down, reason)
         return True
 
     def _end(self, reason: str) -> bool:
@@ -403,198 +392,17 @@ class SimWorker:
             known = self.clock.latest(self.now) is not None
             self.later(CLOCK_EVERY if known else 50 * MS, self._sample_clock)
 
-        self.call_venue(self.world.venue.unix, answered)
+        self.call_venue("time?", self.world.venue.unix, answered)
 
-    def call_venue(self, ask: Callable[[], Any], answered: Callable[[Any], None]) -> None:
+    def call_venue(self, what: str, ask: Callable[[], Any], answered: Callable[[Any], None], order: str = "") -> None:
         """One request; `answered` is called once, with None if there was no answer in time."""
-        self.world.call(
-            self,
-            self.host.wires.venue_up,
-            self.host.wires.venue_down,
-            lambda: self.world.venue_down_until,
-            ask,
-            answered,
-        )
+        world, w = self.world, self.host.wires
+        world.call(self, w.venue_up, w.venue_down, lambda: world.venue_down_until, ask, answered, what, order)
 
-    def call_gate(self, ask: Callable[[], Any], answered: Callable[[Any], None]) -> None:
-        self.world.call(
-            self, self.host.wires.gate_up, self.host.wires.gate_down, lambda: self.world.gate_down_until, ask, answered
-        )
+    def call_gate(self, what: str, ask: Callable[[], Any], answered: Callable[[Any], None], order: str = "") -> None:
+        world, w = self.world, self.host.wires
+        world.call(self, w.gate_up, w.gate_down, lambda: world.gate_down_until, ask, answered, what, order)
 
     def stream_has(self, line: Line) -> None:
         if self.trader is not None:
             self.trader.stream_has(line)
-
-    # -- following: our end ----------------------------------------------------------------------------------------
-
-    def _dial(self) -> None:
-        session = self.following.dial()
-        self._conn = Conn(self.world, self.host)
-        self._follow(session, session.begin())
-        self.later(ns(0.1), self._watch_silence, session)
-
-    def _hang_up(self) -> None:
-        if self._conn is not None:
-            self._conn.broken(self.host)
-            self._conn = None
-
-    def _watch_silence(self, session: fo.Session) -> None:
-        if session is self.following.session and self._conn is not None:
-            self._try(session, lambda: self._look(session))
-            self.later(ns(0.1), self._watch_silence, session)
-
-    def _look(self, session: fo.Session) -> Sequence[fo.Action]:
-        session.tick(self.now)
-        return ()
-
-    def _try(self, session: fo.Session, event: Callable[[], Sequence[fo.Action]]) -> None:
-        """Tell the session what happened, and carry out what it answers, unless it is over by now."""
-        if session is not self.following.session or self._conn is None:
-            return
-        try:
-            actions = event()
-        except BatonError as e:
-            self._session_ended(e)
-        else:
-            self._follow(session, actions)
-
-    def _follow(self, session: fo.Session, actions: Sequence[fo.Action]) -> None:
-        for action in actions:
-            if isinstance(action, fo.Commit):
-                self._follower_committed(action.index)
-            elif isinstance(action, fo.Acknowledge):
-                if not self._ack_due:
-                    self._ack_due = True
-                    self.process.then("ack", self._send_ack, session)
-            else:
-                self.process.then(type(action).__name__, self._carry_out_following, session, action)
-
-    def _carry_out_following(self, session: fo.Session, action: fo.Action) -> None:
-        conn, journal = self._conn, self.journal
-        if session is not self.following.session or conn is None:
-            return
-        try:
-            match action:
-                case fo.Flush():
-                    journal.flush(lambda: self._try(session, lambda: session.flushed(self.now)))
-                case fo.SendHello(hello):
-                    conn.dial(session.leader, hello)
-                case fo.RaiseTerm(term):
-                    journal.raise_term(term, lambda: self._try(session, lambda: session.promised(self.now)))
-                case fo.Install(snapshot):
-                    journal.install_snapshot(snapshot, lambda: self._installed(session, snapshot.index))
-                case Received(cut_after, append):
-                    journal.submit(append, conn.durable, cut_after=cut_after)
-                    conn.on_durable = lambda index: self._try(session, lambda: session.durable(index))
-                    self.world.cover["tail cut"] += cut_after is not None
-                case fo.WaitRoom():
-                    journal.when_room(lambda: self._try(session, lambda: session.room(self.now)))
-        except JournalBroken as e:
-            self._fail(e)
-
-    def _installed(self, session: fo.Session, index: LogIndex) -> None:
-        snapshot = self.journal.latest_snapshot()
-        if snapshot is None:
-            return
-        self.book = Book.restore(snapshot.blob, self.world.tag, self.world.instruments)
-        self.applied = index
-        self.strategy.replace_book(self.book)
-        self.world.cover["snapshot installed"] += 1
-        self._try(session, lambda: session.installed(self.now))
-
-    def heard(self, conn: Conn, message: LeaderMessage) -> None:
-        """The leader's next message."""
-        session = self.following.session
-        if conn is not self._conn or session is None:
-            return
-        if not session.reading:
-            self.later(MS, self.heard, conn, message)
-            return
-        self._try(session, lambda: session.received(message, self.now))
-
-    def lost(self, conn: Conn, why: str) -> None:
-        """The connection broke."""
-        if conn is self._conn:
-            self._session_ended(StreamEnded(why))
-
-    def _session_ended(self, error: BatonError) -> None:
-        if self._conn is not None:
-            self._conn.broken(self.host)
-            self._conn = None
-        if self.following.target is None:
-            return
-        try:
-            redial = self.following.ended(error)
-        except BatonError as e:
-            self._fail(e)
-            return
-        self.world.cover[f"stream ended: {type(error).__name__}"] += 1
-        target = self.following.target
-        self.later(redial.after, self._redial, target)
-
-    def _redial(self, target: tuple[NodeId, Term]) -> None:
-        if self.following.target == target and self._conn is None:
-            self._dial()
-
-    def _follower_committed(self, index: LogIndex) -> None:
-        self.journal.note_commit(index)
-        self._apply_up_to(index)
-
-    def _send_ack(self, session: fo.Session) -> None:
-        self._ack_due = False
-        if session is not self.following.session or self._conn is None:
-            return
-        ack = session.ack(self.applied)
-        if ack is not None:
-            self.world.records.acknowledged(self.host.name, ack.term, ack.durable, self.journal.chain_at(ack.durable))
-            self._conn.up(ack)
-
-    # -- following: the leader's end -------------------------------------------------------------------------------
-
-    def greet(self, conn: Conn, hello: Hello) -> None:
-        """A follower has dialled. One that is early is kept waiting for us to begin to lead."""
-        log = self.log
-        if log is None or log.term < hello.term:
-            if all(c is not conn for c, _ in self._waiting):
-                self._waiting.append((conn, hello))
-                self.later(HOLD, self._held_too_long, conn, hello)
-            return
-        self._admit(conn, hello)
-
-    def _held_too_long(self, conn: Conn, hello: Hello) -> None:
-        before = len(self._waiting)
-        self._waiting = [(c, h) for c, h in self._waiting if c is not conn]
-        if len(self._waiting) < before:
-            self._admit(conn, hello)
-
-    def _admit(self, conn: Conn, hello: Hello) -> None:
-        log, live = self.log, self._streams.get(hello.node)
-        nodes = [h.name for h in self.world.hosts]
-        leading = log.insync if log is not None else None
-        answer = admit(
-            hello,
-            self.host.name,
-            self.journal.cluster,
-            nodes,
-            None,
-            leading,
-            live.member if live else None,
-            self.journal,
-        )
-        if isinstance(answer, Refused):
-            self.world.cover[f"follower refused: {answer.code.name}"] += 1
-            if log is not None and hello.highest_term > log.term:
-                self._step_down(f"{hello.node} has seen term {hello.highest_term}")
-            conn.down(answer)
-            conn.broken(self.host)
-            return
-        if log is None:
-            return
-        if live is not None:
-            live.end("the same journal dialled again")
-        self._streams[hello.node] = stream = Stream(self, log, conn, hello, answer)
-        stream.pump()
-
-    def stream_over(self, stream: Stream) -> None:
-        if self._streams.get(stream.member.node) is stream:
-            del self._streams[stream.member.node]

@@ -28,7 +28,8 @@ from chaos.sim.network import Link
 from chaos.sim.operator import Operator
 from chaos.sim.plan import Plan, Trap
 from chaos.sim.records import Records
-from chaos.sim.redis import GateSpec
+from chaos.sim.redis import Decided, GateSpec
+from chaos.sim.story import FAULTS, VENUE, of_gate
 from chaos.sim.venue import UNIX, VenueSpec
 from chaos.sim.worker import SimWorker
 from cluster import keys as k
@@ -92,7 +93,7 @@ class World:
         self.keys = k.Keys(CLUSTER)
         self.etcd = EtcdSpec(lambda: Instant(engine.now), min_ttl_s=1)
         self.etcd.revision = 7
-        self.gate = GateSpec(lambda: engine.now, CLAIM_TTL)
+        self.gate = GateSpec(lambda: engine.now, CLAIM_TTL, self._gate_told if traced else None)
         self.venue = VenueSpec(engine, parse_profile(plan.venue), INSTRUMENTS, self._venue_told)
         self.records = Records(self)
         self.hosts = [Host(engine, plan, i, CLUSTER) for i in range(plan.nodes)]
@@ -123,9 +124,12 @@ class World:
         self._backup: Backup | None = None
         self._switchovers = 0
 
-    def say(self, who: str, what: str) -> None:
+    def say(self, lane: str, kind: str, text: str, **more: Any) -> None:
         if self.engine.story is not None:
-            self.engine.say(who, what)
+            self.engine.say(lane, kind, text, **more)
+
+    def _gate_told(self, line: Decided) -> None:
+        self.engine.story.append(of_gate(line))  # type: ignore[union-attr]  # called of a traced run only
 
     # -- a life ----------------------------------------------------------------------------------------------------
 
@@ -303,7 +307,7 @@ class World:
         if host.keeper is not None:
             host.keeper.kill()
         self.stopped[host.name] = why
-        self.say(host.name, f"stopped: {why}")
+        self.say(f"{host.name} keeper", "death", f"{host.name} stops for good: {why}")
         if not self.etcd_restored:
             self.judge.blame("L2", f"{host.name} stopped for good: {why}")
 
@@ -374,8 +378,11 @@ class World:
         down_until: Callable[[], int],
         ask: Callable[[], Any],
         answered: Callable[[Any], None],
+        what: str,
+        order: str,
     ) -> None:
-        """One request: it arrives or not, in time or not; so does its answer. `answered` is called once."""
+        """One request: it arrives or not, in time or not; so does its answer. `answered` is called once. what, order:
+        for the story."""
         engine, deadline = self.engine, self.engine.now + self.plan.call_timeout
 
         def arrive() -> None:
@@ -384,6 +391,8 @@ class World:
                 return
             answer = ask()
             at = down.arrival()
+            if engine.story is not None:
+                engine.sends(down.lane, down.to, down.kind, f"answer to: {what} {order}", at, order)
             if at is None or at > deadline:
                 self.cover["answered after its timeout"] += at is not None
                 give_up()
@@ -394,6 +403,8 @@ class World:
             engine.at(deadline, worker.process.deliver, "calls", answered, None)
 
         at = up.arrival()
+        if engine.story is not None:
+            engine.sends(up.lane, up.to, up.kind, f"{what} {order}", at, order)
         if at is None:
             give_up()
         elif at > deadline:
@@ -406,7 +417,8 @@ class World:
         """The bytes of an order; they may be held back on their way."""
         host, venue = worker.host, self.venue
         if self.engine.now >= self.lurk_until.get(host.name, 0):
-            worker.call_venue(lambda: venue.place(worker.sender, order), answered)
+            coid = order.client_order_id
+            worker.call_venue("order", lambda: venue.place(worker.sender, order), answered, coid)
             return
         self.cover["order held on its way"] += 1
         expires = order.expires_at_ns - UNIX if order.expires_at_ns is not None else 0
@@ -419,10 +431,16 @@ class World:
                 worker.process.deliver("calls", answered, what)
 
         def arrive() -> None:
+            if self.engine.story is not None:
+                text = f"order {order.client_order_id}, held back on its way, arrives"
+                self.engine.say(VENUE, "request", text, order=order.client_order_id)
             if self.leading_host() is not host:
                 self.cover["order arrived after its leader"] += 1
             host.wires.venue_down.send(answer, venue.place(worker.sender, order))
 
+        self.say(
+            host.wires.venue_up.lane, "request", f"order {order.client_order_id} is held back on its way", to=VENUE
+        )
         venue.lurking[order.client_order_id] = (expires, arrive)
         self.engine.at(self.lurk_until[host.name], venue.let_go, order.client_order_id)
         self.engine.after(self.plan.call_timeout, answer, None)
@@ -478,7 +496,7 @@ class World:
     # -- healing ---------------------------------------------------------------------------------------------------
 
     def _heal(self) -> None:
-        self.say("world", "everything healed")
+        self.say(FAULTS, "fault", "everything is healed")
         self.records.healed()
         self.healed = True
         now = self.engine.now

@@ -58,7 +58,7 @@ def arrivals(engine: Engine, until: int = 10_000 * MS) -> None:
 
 def test_a_stream_keeps_its_order_and_a_cut_that_holds_lets_everything_through_when_it_is_over() -> None:
     engine, seen = Engine(3), []
-    link = Link(engine, "l", LAN, stream=True)
+    link = Link(engine, ("a", "b", "request"), LAN, stream=True)
     link.send(seen.append, 0)
     link.cut(50 * MS, hold=True)
     for n in range(1, 20):
@@ -71,7 +71,7 @@ def test_a_stream_keeps_its_order_and_a_cut_that_holds_lets_everything_through_w
 
 def test_a_cut_that_loses_loses_and_one_that_is_healed_does_not() -> None:
     engine, seen = Engine(3), []
-    link = Link(engine, "l", Quality(loss=1.0))
+    link = Link(engine, ("a", "b", "request"), Quality(loss=1.0))
     link.send(seen.append, "lost by chance")
     link.cut(50 * MS, hold=False)
     link.send(seen.append, "lost by the cut")
@@ -93,7 +93,7 @@ def test_a_pause_falls_between_two_effects_and_what_waits_comes_in_order() -> No
         if step == "second" and not process.paused_until:
             process.pause(100)
 
-    process = Process(engine, before)
+    process = Process(engine, "p", before)
 
     def event() -> None:
         for step in ("first", "second", "third"):
@@ -112,7 +112,7 @@ def test_a_pause_falls_between_two_effects_and_what_waits_comes_in_order() -> No
 
 def test_the_second_half_of_an_effect_comes_before_what_waits() -> None:
     engine, seen = Engine(1), []
-    process = Process(engine, None)
+    process = Process(engine, "p", None)
 
     def first() -> None:
         seen.append("checked")
@@ -126,7 +126,7 @@ def test_the_second_half_of_an_effect_comes_before_what_waits() -> None:
 
 def test_a_dead_process_hears_and_does_nothing_and_a_hung_one_never_wakes() -> None:
     engine, seen = Engine(1), []
-    dead, hung = Process(engine, None), Process(engine, None)
+    dead, hung = Process(engine, "p", None), Process(engine, "p", None)
     dead.kill()
     dead.deliver("socket", seen.append, "dead")
     hung.hang()

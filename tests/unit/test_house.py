@@ -46,6 +46,7 @@ PURE = [
     *(f"node/paper_venue/{name}.py" for name in ("engine", "lines", "profile", "state")),
     *(f"node/status/{name}.py" for name in ("health", "summary")),
     *(f"chaos/check/{name}.py" for name in ("evidence", "history", "record", "verdict", "invariants", "mutate")),
+    *(f"chaos/sim/{name}.py" for name in ("story", "explain")),
     *(f"chaos/check/{name}.py" for name in ("at_venue", "books", "fences", "liveness", "takeover", "whole")),
 ]
 # What a pure module could touch the world with. A Random that is handed in needs `random` for its type only.

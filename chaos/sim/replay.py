@@ -1,0 +1,75 @@
+"""A failure made small, lived through once more with its story kept, and written down for whoever has to mend it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from chaos.sim.plan import Plan
+from chaos.sim.shrink import shrink
+from chaos.sim.timeline import write_timeline
+from chaos.sim.world import Ended, World
+from node.types import parse_client_order_id
+
+
+class Explained(NamedTuple):
+    """script: the plan as JSON, for `baton simulate --replay`. timeline: the page that tells the story. problems: what
+    is broken, the one it tells of first; nothing, if nothing is."""
+
+    script: Path
+    timeline: Path
+    plan: Plan
+    problems: list[str]
+
+
+def explain_failure(plan: Plan, out_dir: Path, budget: int = 400) -> Explained:
+    """Shrink `plan`, which breaks an invariant, and write its script and its timeline into `out_dir`. budget: runs.
+
+    What the small plan breaks is what the given one does first, in the same way: another failure that is met while
+    shrinking has a story of its own. Raises ValueError for a plan that breaks nothing."""
+    wanted = _sort(chief_problem(World(plan).run()))
+    small = shrink(plan, lambda p: any(_sort(x) == wanted for x in World(p).run().problems), budget)
+    return write_replay(small, out_dir, wanted)
+
+
+def write_replay(plan: Plan, out_dir: Path, wanted: str = "") -> Explained:
+    """Live through `plan` as it is, and write its script and its timeline. wanted: the sort of problem to tell of; else
+    the one that tells most."""
+    world = World(plan, traced=True)
+    ended = world.run()
+    problems, name = [], f"seed-{plan.seed}"
+    if ended.broken:
+        chief = next((p for p in ended.problems if _sort(p) == wanted), None) or chief_problem(ended)
+        problems = [chief, *(p for p in ended.problems if p != chief)]
+        name = f"{_invariant(chief)}-{name}"
+    out_dir.mkdir(parents=True, exist_ok=True)
+    script, timeline = out_dir / f"{name}.json", out_dir / f"{name}.html"
+    script.write_text(plan.to_json() + "\n")
+    write_timeline(timeline, plan, world.engine.story or [], problems, script=script)
+    return Explained(script, timeline, plan, problems)
+
+
+def chief_problem(ended: Ended) -> str:
+    """The one that tells most: what the world saw happen before what the records show, an order before what else there
+    is. Raises ValueError if nothing is broken."""
+    of_broken = [p for p in ended.problems if _invariant(p) in ended.broken]
+    if not of_broken:
+        raise ValueError(f"seed {ended.plan.seed} breaks nothing")
+    if ended.wrong:
+        return of_broken[0]
+    return next((p for p in of_broken if _names_an_order(p)), of_broken[0])
+
+
+def _names_an_order(problem: str) -> bool:
+    return ", new " in problem or any(parse_client_order_id(w) for w in re.findall(r"\w+", problem))
+
+
+def _invariant(problem: str) -> str:
+    found = re.search(r"\b[SL]\d+(?=:)", problem)
+    return found.group() if found else ""
+
+
+def _sort(problem: str) -> str:
+    """The sentence without what differs from run to run: numbers, nodes, ids."""
+    return re.sub(r"\w*\d\w*", "#", problem.partition("ms: ")[2] or problem) + _invariant(problem)

@@ -1,0 +1,228 @@
+"""A failure is made small without becoming another one, and its page tells a stranger what went wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import structlog
+
+from chaos.sim.explain import script_in_words
+from chaos.sim.faults import FAULTS
+from chaos.sim.plan import Fault, Plan, Trap, draw_plan
+from chaos.sim.replay import Explained, explain_failure, write_replay
+from chaos.sim.run import silence
+from chaos.sim.shrink import shrink
+from chaos.sim.story import Mark
+from chaos.sim.timeline import Bar, permit_bars
+from chaos.sim.world import World
+from tests.sim import planted
+from tests.support import browser
+
+BUDGET = 60
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    silence()
+    yield
+    structlog.reset_defaults()
+
+
+def size(plan: Plan) -> int:
+    return len(plan.faults) + len(plan.traps)
+
+
+# -- shrinking ---------------------------------------------------------------------------------------------------------
+
+
+def test_of_all_steps_those_that_are_needed_stay():
+    plan = next(p for p in map(draw_plan, range(100)) if len(p.faults) >= 8 and len(p.traps) == 3)
+    needed = {plan.faults[1], plan.faults[6], plan.traps[2]}
+    asked: list[Plan] = []
+
+    def fails(p: Plan) -> bool:
+        asked.append(p)
+        return {f._replace(length=0) for f in needed} <= {f._replace(length=0) for f in (*p.faults, *p.traps)}
+
+    small = shrink(plan, fails)
+    assert {f._replace(length=0) for f in needed} == {*small.faults, *small.traps}
+    assert (small.nodes, small.loss, small.late, set(small.drifts)) == (2, 0, 0, {0})
+    assert len(asked) == len(set(asked)) <= 400
+    assert shrink(plan, fails) == small
+
+
+def test_a_length_goes_down_to_what_still_fails():
+    plan = replace(draw_plan(1), faults=(Fault(400_000_000, "host pause", "leader", 900_000_000),), traps=())
+    small = shrink(plan, lambda p: bool(p.faults) and p.faults[0].length >= 300_000_000)
+    assert 300_000_000 <= small.faults[0].length < 400_000_000
+    assert small.heal_at < plan.heal_at
+
+
+@pytest.mark.parametrize("budget", (0, 1, 7))
+def test_a_budget_is_kept_and_what_comes_out_fails_all_the_same(budget: int):
+    plan, asked = draw_plan(2), []
+
+    def fails(p: Plan) -> bool:
+        asked.append(p)
+        return size(p) >= size(plan) - 1
+
+    small = shrink(plan, fails, budget)
+    assert len(asked) <= budget
+    assert size(small) >= size(plan) - 1
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Plan:
+    """A plan in which a decision that is sent again under a fresh id becomes two orders."""
+    silence()
+    with planted.unknown_is_sent_again():
+        return planted.first_broken("S1")
+
+
+@pytest.fixture(scope="module")
+def two_orders(drawn: Plan, tmp_path_factory: pytest.TempPathFactory) -> Explained:
+    with planted.unknown_is_sent_again():
+        return explain_failure(drawn, tmp_path_factory.mktemp("two orders"), BUDGET)
+
+
+def test_a_decision_that_became_two_orders_is_told_to_a_stranger(drawn, two_orders):
+    done = two_orders
+    assert done.problems[0].startswith("S1: ")
+    assert size(done.plan) < size(drawn) // 2
+    assert Plan.from_json(done.script.read_text()) == done.plan
+    with planted.unknown_is_sent_again():
+        assert planted.breaks(done.plan, "S1")
+    assert not planted.breaks(done.plan, "S1")  # it is the planted mistake that did it
+
+    text = done.timeline.read_text()
+    assert "<h1>One decision became two orders.</h1>" in text
+    fresh, first = re.findall(r"as (\w+) and (\w+)", done.problems[0])[0]
+    wrong = re.search(r"<tr class=wrong.*?</tr>", text)
+    assert wrong is not None and fresh in wrong.group() and "the first wrong step" in wrong.group()
+    story = text[text.index("<h2>What happened") : text.index("<h2>The same, drawn")]
+    for told in (
+        f"the venue accepts order {first}",
+        f"the venue accepts order {fresh}",
+        "gives the lease to",
+        "with token",
+    ):
+        assert told in story
+    assert story.index(f"order {first} claimed") < story.index(f"order {fresh} claimed")
+    assert f"baton simulate --replay {done.script.name}" in text
+
+
+def test_a_page_needs_nothing_from_elsewhere(two_orders):
+    text = two_orders.timeline.read_text()
+    assert not re.findall(r"https?:|//\w|@import|<link|<img|url\((?!#)", text)
+    assert [*re.findall(r"<script[^>]*>", text)] == ["<script>"]
+
+
+def test_what_comes_from_a_run_is_text_on_the_page(drawn, tmp_path):
+    with planted.unknown_is_sent_again():
+        plan = replace(drawn, profile="<script>alert(1)</script>&")
+        assert "<script>alert" not in write_replay(plan, tmp_path).timeline.read_text()
+
+
+def test_a_run_that_breaks_nothing_has_no_story_of_a_failure(tmp_path):
+    with pytest.raises(ValueError, match="breaks nothing"):
+        explain_failure(draw_plan(3), tmp_path)
+    done = write_replay(draw_plan(3), tmp_path)
+    assert not done.problems and done.timeline.name == "seed-3.html"
+    text = done.timeline.read_text()
+    assert "<h1>Nothing is wrong.</h1>" in text and "The checker says" not in text
+
+
+def test_an_order_frozen_on_its_way_out_and_taken_from_a_deposed_leader(tmp_path):
+    plan = replace(
+        draw_plan(4, nodes=2, venue="token"),
+        faults=(),
+        traps=(Trap("worker", "bytes", 5, "host pause", 1_000_000_000),),
+        loss=0.0,
+        late=0.0,
+    )
+    with planted.venue_ignores_tokens_and_expiry():
+        done = write_replay(plan, tmp_path)
+    assert re.match(r"S2: venue_seq \d+, new with token", done.problems[0])
+    text = done.timeline.read_text()
+    older, newer = re.findall(r"token (\d+)", done.problems[0])
+    story = [re.sub(r"<[^>]*>", " ", row) for row in re.findall(r"<tr>.*?</tr>|<tr class=wrong.*?</tr>", text)]
+    order = next(m for row in story if (m := re.search(r"the venue accepts order (\w+)", row)))[1]
+
+    def place(what: str) -> int:
+        return next(i for i, row in enumerate(story) if what in row)
+
+    told = (
+        f"with token {older}",
+        f"is written down as order {order}",
+        f"is frozen right before the bytes of order {order} leave, with all checks behind it, for 1000 ms",
+        f", token {older}, is over",
+        f"with token {newer}",
+        "runs again",
+        f"the bytes of order {order} leave with token {older}",
+        f"it heard of token {newer}, and must refuse older ones",
+    )
+    assert [place(what) for what in told] == sorted(place(what) for what in told)
+
+
+@pytest.mark.skipif(browser.find() is None, reason="no Chromium is installed")
+async def test_a_browser_opens_the_page_and_has_nothing_to_complain_of(two_orders, tmp_path):
+    async with browser.open_tab(two_orders.timeline.as_uri(), tmp_path / "profile") as tab:
+        await tab.until("document.querySelectorAll('svg .badge').length > 5")
+        shown = "getComputedStyle(document.querySelector('.arrow.k-link')).display"
+        assert await tab.evaluate(shown) == "none"
+        await tab.evaluate("document.getElementById('k-link').click()")
+        assert await tab.evaluate(shown) != "none"
+        width = "document.querySelector('.pane').scrollWidth"
+        before = await tab.evaluate(width)
+        await tab.evaluate("document.getElementById('z16').click()")
+        assert await tab.evaluate(width) > 10 * before
+        ring = "document.querySelector('.ring').getBoundingClientRect().x"
+        assert 0 < await tab.evaluate(ring) < await tab.evaluate("innerWidth")
+        assert tab.complaints == []
+
+
+# -- the script in words -----------------------------------------------------------------------------------------------
+
+
+def test_every_fault_and_every_trap_has_words():
+    plan = draw_plan(1)
+    faults = tuple(Fault(400_000_000, kind, "leader", 100_000_000) for kind in FAULTS)
+    traps = tuple(
+        Trap("worker", "bytes", 2, effect, 1_000_000) for effect in ("pause", "host pause", "kill", "late", "given up")
+    )
+    told = script_in_words(replace(plan, faults=faults, traps=traps))
+    assert len(set(told)) == len(told) >= 1 + len(faults) + len(traps)
+    assert not [t for t in told if re.search(r"[{}]", t)]
+
+
+def test_a_story_stays_in_true_order_and_ends_with_the_violation(drawn):
+    with planted.unknown_is_sent_again():
+        world = World(drawn, traced=True)
+        ended = world.run()
+    assert "S1" in ended.broken
+    told = [m for m in world.engine.story or () if not m.to]
+    assert [m.at for m in told] == sorted(m.at for m in told)
+
+
+def test_a_bar_ends_with_its_last_permit_or_where_it_is_dropped_or_its_keeper_dies():
+    def permit(at: int, until: int, node: str = "n1", token: int = 7) -> Mark:
+        return Mark(at, f"{node} keeper", "permit", "", until=until, token=token)
+
+    death = Mark(45, "n2 keeper", "death", "the keeper of n2 is dead, and its worker with it")
+    late_drop, early_drop = permit(90, 0), permit(60, 0, token=9)
+    marks = [
+        permit(10, 30),
+        permit(20, 40),
+        permit(30, 80, "n2"),
+        death,
+        permit(50, 70, token=9),
+        early_drop,
+        late_drop,
+    ]
+    assert permit_bars(marks) == [Bar("n1 worker", 7, 10, 40), Bar("n2 worker", 7, 30, 45), Bar("n1 worker", 9, 50, 60)]
