@@ -1,6 +1,7 @@
 """The gate: the atomic check that every order passes before it may leave (fence 4, DESIGN 6). What it promises. Pure.
 
-    claim is ok  <=>  token == high-water  and  armed on this very gate process  and  not halted  and  id unused
+    claim is ok  <=>  token == high-water, armed on this very gate process, which knows the latch, and it is not set,
+                      and the id is unused
 
 Closed is the default, and silence is not permission: every doubt is `GateUnavailable`, and a claim that may or may not
 have happened is simply not granted. Each decision is one point in one total order, numbered by `fence_seq`.
@@ -8,7 +9,9 @@ have happened is simply not granted. Each decision is one point in one total ord
 A gate that lost its state lost the kill latch with it. So it says, when armed, whether it *knows the latch*: it does
 from the moment that a leader, having armed it, read the latch in etcd and noted it here, for as long as this gate
 process lives. A press is put into etcd first and at the gate second. Hence `arm -> read the latch -> note it -> open`
-misses none: a press whose put came after the read comes to the gate after the arm, and stays.
+misses none: a press whose put came after the read comes to the gate after the arm, and stays. And since only a term
+that leads gets to read the latch, an old leader whose `arm` arrives late at a gate that has forgotten everything opens
+nothing.
 
 What it cannot do: hold back an order that passed it before its sender froze (fences 5 and 6 do). Read next:
 `redis_gate.py`, the implementation; `arming.py`, which keeps it armed.
@@ -34,7 +37,7 @@ class GateUnsuitable(ConfigError):
 class Verdict(Enum):
     OK = "ok"
     STALE_TOKEN = "stale_token"  # a higher token is armed: we are deposed
-    UNARMED = "gate_unarmed"  # closed until the leader arms it (again)
+    UNARMED = "gate_unarmed"  # closed until the leader arms it (again), and has noted the latch
     HALTED = "halted"
     DUPLICATE = "duplicate"  # this client order id was claimed before
 

@@ -38,7 +38,7 @@ local op, token, text, ttl, cap = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], 
 local s = redis.call('HMGET', state, 'high', 'holder', 'run', 'halted', 'latch_run')
 local high, holder, halted = tonumber(s[1]), s[2] or '', s[4]
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
-local armed = high ~= nil and s[3] == run
+local armed, latch_known = high ~= nil and s[3] == run, s[5] == run
 
 if op == 'state' then
   return {armed and 1 or 0, high or 0, holder, halted or '', tonumber(redis.call('HGET', state, 'seq') or 0)}
@@ -60,7 +60,7 @@ if op == 'arm' then
   end
   redis.call('HSET', state, 'high', ARGV[2], 'holder', text, 'run', run)
   note(0, text, 'ok')
-  return {1, seq, high or 0, holder, s[5] == run and 1 or 0}
+  return {1, seq, high or 0, holder, latch_known and 1 or 0}
 elseif op == 'latch' then
   if not armed or token ~= high then
     local stale = high and token < high
@@ -84,7 +84,7 @@ end
 -- Stale before unarmed: a token below any high-water ever seen here is deposed, whatever else is lost.
 local code, verdict = 0, 'ok'
 if high and token < high then code, verdict = 1, 'stale_token'
-elseif not armed or token ~= high then code, verdict = 2, 'gate_unarmed'
+elseif not armed or not latch_known or token ~= high then code, verdict = 2, 'gate_unarmed'
 elseif halted then code, verdict = 3, 'halted' end
 local out = {seq, high or 0, halted or ''}
 for i = 3, #KEYS do

@@ -1,6 +1,6 @@
 """The gate's Redis as a specification: what its one script decides (node/redis_gate.py), on a store that may be lost.
 
-    claim is ok  <=>  token == high-water  and  armed in this very run  and  not halted  and  id unused
+    claim is ok  <=>  token == high-water, armed in this very run, which knows the latch, and not halted, and id unused
 
 `tests/contract/gate_contract.py` holds this and the real script to the same behaviour. Every decision goes into
 `record`, as does each loss of state; the record is the world's, and survives what the store does not.
@@ -101,7 +101,7 @@ class GateSpec:
         claimed = s.claims.get(coid)
         if token < s.high:
             verdict = Verdict.STALE_TOKEN
-        elif not self.armed or token != s.high:
+        elif not (self.armed and self.knows_latch) or token != s.high:
             verdict = Verdict.UNARMED
         elif s.halted is not None:
             verdict, detail = Verdict.HALTED, s.halted

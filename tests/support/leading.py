@@ -53,7 +53,7 @@ class Term7:
         self.rules = TradingRules(TAG, LIMITS, 1.0, 5.0, 0.0)
         self.log = Log()
         self.book = Book(TAG, INSTRUMENTS)
-        self.clock = VenueClock()
+        self.clock = VenueClock(0.0)
         self.conditions = Conditions(feed=FeedState.LIVE, halted="")
         self.now = Instant(1000 * S)
         self.permit = NO_PERMIT

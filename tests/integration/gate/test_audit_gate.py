@@ -13,6 +13,7 @@ from chaos.check.evidence import GateLine
 from chaos.check.invariants import check
 from chaos.check.verdict import Level
 from node.redis_gate import RedisGate
+from tests.support.gates import opened
 from tests.support.redis_server import RedisServer
 
 
@@ -28,7 +29,7 @@ async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
 async def decide(server: RedisServer, cluster: str, record_max: int = 1000) -> None:
     gate = RedisGate(server.url, cluster=cluster, holder="n1", timeout_s=1.0, claim_ttl_s=60.0, record_max=record_max)
     await gate.connect()
-    await gate.arm(5)
+    await opened(gate, 5)
     await gate.claim_many(5, ["a", "b"])
     await gate.claim_many(4, ["c"])
     await gate.halt("desk")
@@ -41,11 +42,12 @@ async def test_decisions_of_the_only_gate_are_judged(server: RedisServer) -> Non
     found = await asyncio.to_thread(gather, Named(gate=server.url))
     assert list(found.gate or ()) == [
         GateLine(1, "arm", 5, 0, "n1", "ok"),
-        GateLine(2, "claim", 5, 5, "a", "ok"),
-        GateLine(3, "claim", 5, 5, "b", "ok"),
-        GateLine(4, "claim", 4, 5, "c", "stale_token"),
-        GateLine(5, "halt", 0, 5, "desk", "ok"),
-        GateLine(6, "claim", 5, 5, "d", "halted"),
+        GateLine(2, "latch", 5, 5, "", "ok"),
+        GateLine(3, "claim", 5, 5, "a", "ok"),
+        GateLine(4, "claim", 5, 5, "b", "ok"),
+        GateLine(5, "claim", 4, 5, "c", "stale_token"),
+        GateLine(6, "halt", 0, 5, "desk", "ok"),
+        GateLine(7, "claim", 5, 5, "d", "halted"),
     ]
     verdict = check(found._replace(venue=[]))
     assert verdict.problems == []

@@ -13,6 +13,7 @@ import pytest
 from cluster.core.errors import ConfigError
 from node.gate import GateUnavailable, GateUnsuitable, Verdict
 from node.redis_gate import GateClaimer, RedisGate, _judge_server
+from tests.support.gates import opened
 from tests.support.redis_server import RedisServer, free_port, wait_until
 
 
@@ -42,7 +43,7 @@ async def gate(server: RedisServer) -> AsyncIterator[RedisGate]:
 async def test_paused_redis_is_no_permission_and_its_late_answers_are_not_mistaken(
     server: RedisServer, gate: RedisGate
 ) -> None:
-    await gate.arm(5)
+    await opened(gate, 5)
     server.pause()
     started = time.monotonic()
     with pytest.raises(GateUnavailable, match=r"within 0\.5 s|Timeout"):
@@ -69,7 +70,7 @@ async def test_paused_redis_is_no_permission_and_its_late_answers_are_not_mistak
 
 
 async def test_cancelled_claim_does_not_hand_its_answer_to_the_next(gate: RedisGate) -> None:
-    await gate.arm(5)
+    await opened(gate, 5)
     for i in range(200):
         claim = asyncio.create_task(gate.claim_many(5, [f"a{i}", f"b{i}"]))
         for _ in range(i % 7):
@@ -112,7 +113,7 @@ async def test_lost_reply_is_no_permission_and_is_not_asked_for_again(server: Re
     wire = Wire(server.port)
     gate = RedisGate(await wire.start(), cluster="t", holder="n1", timeout_s=2.0, claim_ttl_s=3600.0)
     await gate.connect()
-    await gate.arm(5)
+    await opened(gate, 5)
     wire.drop_replies, wire.scripts_run = True, 0
     with pytest.raises(GateUnavailable):
         await gate.claim_many(5, ["a"])
@@ -124,7 +125,7 @@ async def test_lost_reply_is_no_permission_and_is_not_asked_for_again(server: Re
 
 
 async def test_killed_redis_fails_at_once_and_a_new_one_is_unarmed(server: RedisServer, gate: RedisGate) -> None:
-    await gate.arm(5)
+    await opened(gate, 5)
     server.kill()
     with pytest.raises(GateUnavailable, match=r"127\.0\.0\.1"):
         await gate.claim_many(5, ["a"])
@@ -139,7 +140,7 @@ async def test_failover_to_a_replica_that_missed_the_new_token_stays_closed(
 ) -> None:
     """1. n1 arms 5; the replica has it. 2. The replica is cut off; n2 arms 9. 3. The primary dies, the replica is
     promoted with high-water 5 and n1 still believes in 5. Without the run_id it would be let through."""
-    await gate.arm(5)
+    await opened(gate, 5)
     folder = tmp_path / "replica"
     folder.mkdir()
     replica = RedisServer(folder)
@@ -155,7 +156,7 @@ async def test_failover_to_a_replica_that_missed_the_new_token_stays_closed(
         admin.execute_command("REPLICAOF", "NO", "ONE")
         newer = make_gate(server, holder="n2")
         await newer.connect()
-        await newer.arm(9)
+        await opened(newer, 9)
         server.kill()
         await old.connect()
         assert (await old.claim_many(5, ["a"]))[0].verdict is Verdict.UNARMED
@@ -166,7 +167,7 @@ async def test_failover_to_a_replica_that_missed_the_new_token_stays_closed(
 
 
 async def test_script_flush_is_healed_in_the_same_call(server: RedisServer, gate: RedisGate) -> None:
-    await gate.arm(5)
+    await opened(gate, 5)
     server.admin().script_flush()
     assert (await gate.claim_many(5, ["a"]))[0].ok
 
@@ -194,7 +195,7 @@ async def test_weak_durability_is_warned_of(server: RedisServer, gate: RedisGate
 
 
 async def test_full_memory_refuses_rather_than_forgets(server: RedisServer, gate: RedisGate) -> None:
-    await gate.arm(5)
+    await opened(gate, 5)
     await gate.claim_many(5, ["a"])
     server.admin().config_set("maxmemory", "1")
     with pytest.raises(GateUnavailable, match=r"(?i)memory"):
@@ -210,7 +211,7 @@ async def test_password_is_used_and_never_shown(tmp_path: Path) -> None:
         await server.wait_ready()
         gate = make_gate(server)
         await gate.connect()
-        await gate.arm(5)
+        await opened(gate, 5)
         assert (await gate.claim_many(5, ["a"]))[0].ok
         server.kill()
         with pytest.raises(GateUnavailable) as gone:
@@ -253,18 +254,18 @@ async def test_token_that_lua_cannot_hold_is_refused(gate: RedisGate, token: int
 
 async def test_large_tokens_are_compared_exactly(server: RedisServer, gate: RedisGate) -> None:
     top = 2**53 - 2
-    armed = await gate.arm(top)
+    armed = await opened(gate, top)
     assert armed.token == top
     assert [r.verdict for r in await gate.claim_many(top - 1, ["a"])] == [Verdict.STALE_TOKEN]
     [ok] = await gate.claim_many(top, ["a"])
     assert (ok.verdict, ok.high_water) == (Verdict.OK, top)
-    assert (await gate.arm(top + 1)).previous == top
+    assert (await opened(gate, top + 1)).previous == top
 
 
 async def test_recorded_decisions_tell_the_whole_story(server: RedisServer) -> None:
     gate = make_gate(server, record_max=1000)
     await gate.connect()
-    await gate.arm(5)
+    await opened(gate, 5)
     await gate.claim_many(5, ["a", "b", "a"])
     await gate.claim_many(4, ["c"])
     await gate.halt("stop")
@@ -272,25 +273,26 @@ async def test_recorded_decisions_tell_the_whole_story(server: RedisServer) -> N
     lines = [(d.fence_seq, d.op, d.token, d.high_water, d.subject, d.verdict) for d in await gate.decisions()]
     assert lines == [
         (1, "arm", 5, 0, "n1", "ok"),
-        (2, "claim", 5, 5, "a", "ok"),
-        (3, "claim", 5, 5, "b", "ok"),
-        (4, "claim", 5, 5, "a", "duplicate"),
-        (5, "claim", 4, 5, "c", "stale_token"),
-        (6, "halt", 0, 5, "stop", "ok"),
-        (7, "claim", 5, 5, "d", "halted"),
+        (2, "latch", 5, 5, "", "ok"),
+        (3, "claim", 5, 5, "a", "ok"),
+        (4, "claim", 5, 5, "b", "ok"),
+        (5, "claim", 5, 5, "a", "duplicate"),
+        (6, "claim", 4, 5, "c", "stale_token"),
+        (7, "halt", 0, 5, "stop", "ok"),
+        (8, "claim", 5, 5, "d", "halted"),
     ]
     await gate.close()
 
 
 async def test_nothing_is_recorded_unless_asked(server: RedisServer, gate: RedisGate) -> None:
-    await gate.arm(5)
+    await opened(gate, 5)
     await gate.claim_many(5, ["a"])
     assert await gate.decisions() == []
     assert server.admin().exists("baton:{t}:gate:record") == 0
 
 
 async def test_ended_claimer_leaves_nobody_waiting(server: RedisServer, gate: RedisGate) -> None:
-    await gate.arm(5)
+    await opened(gate, 5)
     claimer = GateClaimer(gate, 5, batch_max=2, waiting_max=5)
     serving = asyncio.create_task(claimer.run())
     server.pause()
@@ -310,7 +312,7 @@ async def test_ended_claimer_leaves_nobody_waiting(server: RedisServer, gate: Re
 
 
 async def test_abandoned_claim_does_not_disturb_the_others(gate: RedisGate) -> None:
-    await gate.arm(5)
+    await opened(gate, 5)
     claimer = GateClaimer(gate, 5)
     serving = asyncio.create_task(claimer.run())
     gone, kept = claimer.claim("a"), claimer.claim("b")
@@ -324,4 +326,4 @@ async def test_abandoned_claim_does_not_disturb_the_others(gate: RedisGate) -> N
 async def test_other_keys_in_the_way_are_no_permission(server: RedisServer, gate: RedisGate) -> None:
     server.admin().set("baton:{t}:gate", "someone else's")
     with pytest.raises(GateUnavailable, match="WRONGTYPE"):
-        await gate.arm(5)
+        await opened(gate, 5)
