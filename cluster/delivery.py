@@ -39,7 +39,6 @@ class Delivery:
         self._generation = 0
         self._reading: asyncio.Task[None] | None = None
         self._dead = False
-        self._arrived: list[tuple[LogIndex, asyncio.Future[None]]] = []
 
     def advance(self, commit: LogIndex) -> None:
         """Everything up to `commit` is committed and in the journal."""
@@ -54,13 +53,6 @@ class Delivery:
         self.applied, self._target = applied, max(applied, self._target)
         self._read_ahead, self._busy = [], False
         self._slice(self._generation)
-
-    async def wait_applied(self, index: LogIndex) -> None:
-        """Return once the book holds `index`. The caller brings the timeout."""
-        if self.applied < index:
-            future = asyncio.get_running_loop().create_future()
-            self._arrived.append((index, future))
-            await future
 
     def close(self) -> None:
         self._dead = True
@@ -88,7 +80,6 @@ class Delivery:
             self._fail(e)
             return
         self.applied = entries[-1].index
-        self._tell()
         if self.applied < self._target:
             self._busy = True
             asyncio.get_running_loop().call_soon(self._slice, generation)
@@ -117,16 +108,6 @@ class Delivery:
         self._read_ahead = entries
         self._slice(generation)
 
-    def _tell(self) -> None:
-        if self._arrived:
-            for index, future in self._arrived:
-                if index <= self.applied and not future.done():
-                    future.set_result(None)
-            self._arrived = [(i, f) for i, f in self._arrived if not f.done()]
-
     def _fail(self, error: BaseException) -> None:
         self._dead = True
-        for _, future in self._arrived:
-            if not future.done():
-                future.set_exception(error)
         self._on_failed(error)

@@ -14,6 +14,7 @@ Read next: `replication.py` (the other end), `delivery.py`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,11 +150,15 @@ class Follower:
         return FollowingState(
             leader,
             term,
-            session is not None and session.attached,
+            following.log.ack() is not None,  # from the handshake to the end of the stream
             following.log.durable,
             session.leader_commit if session else LogIndex(0),
             following.refused,
         )
+
+    def channel_to(self, node: NodeId) -> Any:
+        """Of the connection as it is now; it is closed once the node has another address."""
+        return self._links[node].channel
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -191,11 +196,14 @@ class Follower:
     async def _one_session(self, leader: NodeId) -> BatonError:
         """One stream to its end; why it ended. Raises what is no error of Baton's."""
         try:
-            await _Stream(self, self.following.dial(), self._links[leader].channel).run()
+            await _Stream(self, self.following.dial()).run()
         except BatonError as e:
             return e
         except grpc.aio.AioRpcError as e:
             return StreamEnded(e.details() or e.code().name)
+        except asyncio.CancelledError:
+            # Ours, which `_follow` raises again; or gRPC's own word for a call whose connection was closed under it.
+            return StreamEnded(f"the connection to {leader} was given up; its address has changed")
         except asyncio.InvalidStateError as e:
             return StreamEnded(str(e))  # a write to a call that ended
 
@@ -236,9 +244,8 @@ class _Link:
 class _Stream:
     """Carries out one session."""
 
-    def __init__(self, follower: Follower, session: Session, channel: Any) -> None:
+    def __init__(self, follower: Follower, session: Session) -> None:
         self._f, self._session, self._journal = follower, session, follower.journal
-        self._channel = channel
         self._call: Any = None  # from the Hello on
         self._ack_due = asyncio.Event()
 
@@ -294,7 +301,8 @@ class _Stream:
                     await journal.flush(FLUSH_S)
                     await self._carry_out(session.flushed(boottime_ns()))
                 case SendHello(hello):
-                    self._call = rpc.ReplicationStub(self._channel).Follow()  # type: ignore[no-untyped-call]
+                    channel = self._f.channel_to(session.leader)
+                    self._call = rpc.ReplicationStub(channel).Follow()  # type: ignore[no-untyped-call]
                     await self._call.write(wire.follower_message(hello))
                 case RaiseTerm(term):
                     await journal.raise_term(term)
@@ -320,6 +328,18 @@ class _Stream:
             self._note(action)
 
     async def _install(self, snapshot: Snapshot) -> None:
+        """Ends when it is done, also if we are told to stop meanwhile: a journal that was replaced and a book that was
+        not have a gap between them."""
+        replacing = asyncio.get_running_loop().create_task(self._replace(snapshot))
+        try:
+            await asyncio.shield(replacing)
+        except asyncio.CancelledError:
+            while not replacing.done():
+                with contextlib.suppress(asyncio.CancelledError):  # told again; the first is raised below
+                    await asyncio.wait([replacing])
+            raise
+
+    async def _replace(self, snapshot: Snapshot) -> None:
         await self._journal.install_snapshot(snapshot)
         log.info("snapshot_installed", peer=self._session.leader, log_index=snapshot.index, bytes=len(snapshot.blob))
         self._f.on_snapshot(snapshot)

@@ -40,14 +40,12 @@ class RawKey(NamedTuple):
     @property
     def fields(self) -> dict[str, Any] | None:
         """The value as an object, not to be changed; None: it does not hold one."""
-        return _parsed(self.value)
+        return _parsed(self.value) if len(self.value) <= VALUE_MAX else None
 
 
 # Several look at each value that changed, one after the other, and at those of the members all the time.
 @lru_cache(maxsize=128)
 def _parsed(text: bytes) -> dict[str, Any] | None:
-    if len(text) > VALUE_MAX:
-        return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

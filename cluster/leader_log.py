@@ -295,6 +295,8 @@ class LeaderLog:
 
     def _committed(self, index: LogIndex) -> None:
         self._journal.note_commit(index)
+        for stream in self._streams:
+            stream.wake()  # also those whose acknowledgement it was not: a follower's book should not wait to be told
         waiting = self._waiting
         while waiting and waiting[0][0] <= index:
             future = heappop(waiting)[2]

@@ -102,7 +102,7 @@ class LatchAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSeen:
-    """What the keeper sees of the cluster, for peers' addresses and for people. See `keeper.cluster_picture`."""
+    """What the keeper sees of the cluster, for peers' addresses and for people. See `picture.cluster_picture`."""
 
     picture: dict[str, Any]
 

@@ -10,6 +10,7 @@ Read next: `leader_log.py` (what is committed), `follower.py` (the other end).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -107,7 +108,13 @@ class _Stream:
                     tasks.create_task(self._read_snapshot())
                 case message:
                     self._note(message)
-                    await self._context.write(wire.leader_message(message))
+                    await self._write(message)
+
+    async def _write(self, message: LeaderMessage) -> None:
+        try:
+            await self._context.write(wire.leader_message(message))
+        except grpc.aio.BaseError as e:  # the follower has gone; nothing says so in gRPC's own words
+            raise StreamEnded("the connection broke") from e
 
     async def _wait_woken(self, until: Instant | None) -> None:
         """Until wake(), or until then."""
@@ -282,7 +289,9 @@ class ReplicationServer(rpc.ReplicationServicer):
         return self._leader
 
     async def _refuse(self, hello: Hello, refused: Refused, context: Any) -> None:
-        log.warning("follower_refused", peer=hello.node, code=refused.code.name, reason=refused.reason)
+        tell = log.error if refused.code.final else log.warning
+        tell("follower_refused", peer=hello.node, code=refused.code.name, reason=refused.reason)
         if refused.code is Refusal.STALE_LEADER and self._on_higher_term:
             self._on_higher_term(hello.highest_term, hello.node)
-        await context.write(wire.leader_message(refused))
+        with contextlib.suppress(grpc.aio.BaseError):  # it has gone already
+            await context.write(wire.leader_message(refused))

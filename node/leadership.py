@@ -15,7 +15,7 @@ permission to `permission.py`. Invariants:
   starts from the journal and the venue. Only a wish may find no room, and come again.
 
 It appends facts through the `append` it is given, and reads the book, the log, the conditions and the venue's clock,
-which others keep. What is no BatonError is a mistake of ours and raised as it is: whoever calls then says `leave`.
+which others keep. What is no BatonError is a mistake of ours and raised as it is: whoever calls then stops it.
 """
 
 from __future__ import annotations
@@ -241,10 +241,6 @@ class Leadership:
                     return [*out, ReportSettled()]
         self._set(_Timer.STAGE, stages.due)
         return out
-
-    @_event
-    def leave(self, reason: str) -> Sequence[Action]:
-        return [StepDown(reason)]
 
     # -- time ----------------------------------------------------------------------------------------------
 
@@ -552,4 +548,5 @@ class Leadership:
         return [Note("reconcile_failed", {"reason": reason})]
 
 
-_LAYERS = {"no_permit": "permit", "unprotected": "replication"}
+_LAYERS = {"no_permit": "permit", "unprotected": "replication", "halted": "gate"}
+"""The fence that speaks in a NotSent of `release`; the latch is the gate's, wherever it was heard of."""

@@ -23,7 +23,7 @@ import structlog
 from cluster import link
 from cluster.clock import boottime_ns, unix_ns
 from cluster.core.errors import JournalBusy, StepDown
-from cluster.core.ids import JournalId, LogIndex, NodeId, Term
+from cluster.core.ids import Instant, JournalId, LogIndex, NodeId, Term
 from cluster.core.insync import ProposeChange, Protection
 from cluster.core.log import Entry
 from cluster.journal import Journal
@@ -105,9 +105,9 @@ class Leading:
 
     # -- the way in ----------------------------------------------------------------------------------------
 
-    def begin(self, lead: link.Lead) -> None:
-        """Take over. Nobody is followed, and the journal is at rest (`obeying.py`)."""
-        parts, term, told_at = self._parts, Term(lead.term), boottime_ns()
+    def begin(self, lead: link.Lead, told_at: Instant) -> None:
+        """Take over. Nobody is followed, and the journal is at rest, which has taken since told_at (`obeying.py`)."""
+        parts, term = self._parts, Term(lead.term)
         log.info("taking_over", term=term, cause=lead.cause, came_from=lead.came_from)
         self._facts.clear()
         self.log = leader = self._leader_log(term, lead)

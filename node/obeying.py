@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
 from cluster import link
+from cluster.clock import boottime_ns
 from cluster.core.duty import Action, BeginLeading, Duty, EndLeading, Follow, StopFollowing, TellPrepared
 from cluster.core.errors import StaleTerm
-from cluster.core.ids import NodeId, Term
+from cluster.core.ids import Instant, NodeId, Term
 from node.leading import Leading
 from node.parts import Parts
 
 log = structlog.get_logger()
+
+
+class _Lead(NamedTuple):
+    message: link.Lead
+    told_at: Instant
 
 
 class Obeying:
@@ -28,7 +34,7 @@ class Obeying:
     ) -> None:
         """spawn: runs a task whose failure ends the node."""
         self._parts, self._leading, self._spawn = parts, leading, spawn
-        self._duty: Duty[link.Lead] = Duty()
+        self._duty: Duty[_Lead] = Duty()
         self._resting: asyncio.Task[None] | None = None  # what the first in turn waits for
 
     def follow(self, told: link.Follow) -> None:
@@ -38,7 +44,7 @@ class Obeying:
         self._carry_out(self._duty.prepare(Term(told.term)))
 
     def lead(self, told: link.Lead) -> None:
-        self._carry_out(self._duty.lead(Term(told.term), told))
+        self._carry_out(self._duty.lead(Term(told.term), _Lead(told, boottime_ns())))
 
     def stop_trading(self, told: link.StopTrading) -> None:
         self._carry_out(self._duty.stop(Term(told.term), told.reason))
@@ -49,7 +55,7 @@ class Obeying:
             self._resting.cancel()
             self._resting = None
 
-    def _carry_out(self, actions: Sequence[Action[link.Lead]]) -> None:
+    def _carry_out(self, actions: Sequence[Action[_Lead]]) -> None:
         parts, leading = self._parts, self._leading
         for action in actions:
             match action:
@@ -67,8 +73,8 @@ class Obeying:
                     self._follow(node, address, term)
                 case TellPrepared(term):
                     parts.link.send(link.Prepared(term))
-                case BeginLeading(told):
-                    leading.begin(told)
+                case BeginLeading(_Lead(message, told_at)):
+                    leading.begin(message, told_at)
         if not self._duty.resting:
             self.close()  # a disk that stalls under it is nobody's failure any more
 

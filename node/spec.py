@@ -45,7 +45,7 @@ def keeper_spec(config: Config, config_file: Path) -> KeeperSpec:
 
 
 def etcd_arguments(config: Config) -> dict[str, Any]:
-    """For `cluster.keeper.etcd_client`, as JSON-able values. Raises ConfigError for a password that cannot be read."""
+    """For `registry.etcd_client`, as JSON-able values. Raises ConfigError for a password that cannot be read."""
     etcd = config.etcd
     tls = {"ca": etcd.ca_file, "cert": etcd.cert_file, "key": etcd.key_file}
     return {

@@ -1,6 +1,6 @@
 """The worker process: wires a trading node together, and carries what the keeper says to its parts.
 
-    keeper --(link: follow, prepare, lead, granted, stop, drain)--> worker
+    keeper --(link: follow, prepare, lead, granted, stop, drain, latch)--> worker
     feed -> strategy host -> [leading: trader -> leadership -> journal, gate, venue]
     journal --(committed entries, in order)--> book -> [leading: trader], strategy host
 

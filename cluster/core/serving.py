@@ -3,8 +3,9 @@
     Hello -> admit -> Serving:  next() -> Start, [SnapshotChunk ...], Entries | Heartbeat ... | Wait | a question
 
 Its caller asks `next` for one thing at a time, carries it out, and asks again; after a Wait, once something happened
-(an append, an acknowledgement, an answer) or the time has come. So a frame holds all that was appended meanwhile, and
-a follower that does not take what it is sent costs no memory: its stream is a place in the log. Invariants:
+(an append, a commit, an acknowledgement, an answer) or the time has come. So a frame holds all that was appended
+meanwhile, and a follower that does not take what it is sent costs no memory: its stream is a place in the log.
+Invariants:
 
 - at most `window_bytes`, and one frame, are sent and not acknowledged;
 - an acknowledgement counts only in our term, and only within [what it acknowledged before, what was sent];

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 class StatusSource(Protocol):
     def picture(self) -> dict[str, Any] | None:
-        """What this node's keeper last said of the cluster (`cluster.keeper.Keeper.cluster_picture`), with `age_s`
+        """What this node's keeper last said of the cluster (`cluster.keeper.Keeper._picture`), with `age_s`
         added: seconds since it was said. None: it has not said anything yet. `members[<name>].status` is that node's
         `published()`."""
 

@@ -157,9 +157,11 @@ def test_a_replica_that_lacks_the_latest_changes_takes_over_and_nobody_is_armed(
 def test_a_claim_that_a_replica_has_not_seen_is_forgotten_with_it() -> None:
     g = gate()
     g.arm(5, "n1")
+    g.note_latch(5, None)
     assert g.claim(5, ["a"])[0].ok
     g.restart(lose_last=1)
     assert isinstance(g.arm(5, "n1"), Armed)
+    g.note_latch(5, None)
     assert g.claim(5, ["a"])[0].ok
 
 

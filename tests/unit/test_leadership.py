@@ -334,7 +334,8 @@ def test_latch_that_is_set_between_claim_and_send_stops_the_order(t: Term7) -> N
     t.lead()
     send = t.ready()
     t.conditions.halted = "fat finger"
-    t.release(send)
+    released = t.release(send)
+    assert not isinstance(released, WireOrder) and released[0] == FenceRefused("gate")
     assert outcomes(t) == [("NOT_SENT", "halted")]
     t.do("review", t.permit)
     assert t.leadership.permission == Permission(Level.BLOCKED, "halted: fat finger")
@@ -681,12 +682,11 @@ def test_wish_in_a_term_that_is_over_is_not_an_error(t: Term7) -> None:
     assert t.left == "the term is over" and [n for n in t.all(Note) if n.level == "error"] == []
 
 
-def test_mistake_of_ours_is_raised_and_whoever_called_leaves(t: Term7) -> None:
+def test_mistake_of_ours_is_raised_for_whoever_called_to_stop_the_term(t: Term7) -> None:
     t.lead()
     with pytest.raises(TypeError):
         t.do("submitted", t.ready().index)
-    t.note(t.leadership.leave("trading failed: TypeError"))
-    assert t.left == "trading failed: TypeError"
+    assert not t.leadership.stopped
 
 
 def test_drain_waits_for_answers_and_for_the_successor(t: Term7) -> None:

@@ -140,7 +140,7 @@ class Rig:
     def begin(self, term: int, **others: str) -> None:
         """As `obeying` does, once the journal is at rest."""
         insync = {"n1": str(self.journal.journal_id)} | others
-        self.leading.begin(link.Lead(term, insync, term, "first start", "", None))
+        self.leading.begin(link.Lead(term, insync, term, "first start", "", None), boottime_ns())
 
     async def lead(self, term: int = 7) -> None:
         """All the way to the permit."""

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from cluster import link
+from cluster.clock import boottime_ns
 from cluster.core.errors import InvariantViolation, StaleTerm, Stop
+from cluster.core.ids import Instant
 from cluster.permit import PermitPage
 from node.obeying import Obeying
 from node.worker import Worker
@@ -24,6 +26,7 @@ class Story:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.leads = True
+        self.told_at = Instant(0)
         self.follow_error: Exception | None = None
         self.at_rest = asyncio.Event()
         self.at_rest.set()
@@ -37,8 +40,9 @@ class Story:
     def rest(self) -> None:
         self.lines.append("rest")
 
-    def begin(self, lead: link.Lead) -> None:
+    def begin(self, lead: link.Lead, told_at: Instant) -> None:
         self.lines.append(f"begin {lead.term}")
+        self.told_at = told_at
 
     def granted(self, term: int) -> None:
         raise ZeroDivisionError("a mistake of ours")
@@ -116,8 +120,11 @@ async def test_leads_once_the_journal_is_at_rest(worker: Worker, story: Story) -
     story.at_rest.clear()
     worker._on_message(link.Lead(9, {}, 1, "", "", None))
     assert story.lines == ["end: told to lead in term 9", "rest", "stop following, closing None"]
+    assert story.told_at == 0
+    told_before = boottime_ns()
     story.at_rest.set()
     await eventually(lambda: story.lines[-1] == "begin 9", "leads")
+    assert 0 < story.told_at <= told_before, "coming to rest is part of the takeover's time"
 
 
 async def test_stopped_before_the_journal_is_at_rest_it_never_leads(worker: Worker, story: Story) -> None:

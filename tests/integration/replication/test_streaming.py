@@ -6,15 +6,18 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 
+import grpc
 import pytest
 
+from cluster import wire
 from cluster.core.errors import BatonError, InvariantViolation, JournalBroken, StepDown
-from cluster.core.ids import LogIndex, Term
-from cluster.core.log import KIND_TERM_STARTED, make_entry
+from cluster.core.ids import JournalId, LogIndex, Term
+from cluster.core.log import GENESIS, KIND_TERM_STARTED, Position, make_entry
+from cluster.core.stream import Hello
 from cluster.journal import JournalBusy
 from cluster.journal_writer import JournalLimits, Task
 from cluster.replication import LeaderLog, LeaderSettings
-from tests.integration.replication.nodes import FAST, KIND, FakeEtcd, Node, wait_until
+from tests.integration.replication.nodes import FAST, KIND, NODES, FakeEtcd, Node, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -64,8 +67,64 @@ async def test_commits_reach_an_idle_follower_without_another_entry(node: Make, 
     await a.lead(1, etcd, b)
     b.follow(a, 1)
     last = (await a.append())[-1]
-    async with asyncio.timeout(1):
-        await b.delivery.wait_applied(last.index)
+    await wait_until(lambda: b.delivery.applied == last.index, 1.0)
+
+
+@pytest.mark.parametrize("next_duty", ["follow another", "nobody"])
+async def test_a_snapshot_that_is_being_installed_becomes_the_book_whatever_comes_next(
+    node: Make, etcd: FakeEtcd, next_duty: str
+) -> None:
+    a, b, c = await node("n1"), await node("n2"), await node("n3")
+    await a.lead(1, etcd, c)
+    c.follow(a, 1)
+    await a.append(500)
+    await a.journal.save_snapshot(LogIndex(400), b"digest", b"book" * 700_000)
+    await a.journal.prune(keep=0)
+    b.follow(a, 1)
+    while b.journal.base.index == 0:  # noqa: ASYNC110 - not a moment later
+        await asyncio.sleep(0)
+    assert b.snapshots == []
+    if next_duty == "nobody":
+        await b.stop_following(closing=Term(1))
+        assert [s.index for s in b.snapshots] == [400] == [b.delivery.applied]
+        assert b.journal.durable_index == 400
+    a.server.stop_leading("gone")
+    await c.stop_following(closing=Term(1))
+    await c.lead(2, etcd)
+    b.follow(c, 2)
+    last = (await c.append())[-1]
+    await wait_until(lambda: b.delivery.applied == last.index or bool(b.stopped))
+    assert b.stopped == [] and [s.index for s in b.snapshots] == [400]
+
+
+async def test_a_commit_is_told_soon_also_to_who_had_acknowledged_before(node: Make, etcd: FakeEtcd) -> None:
+    quiet = FAST.__class__(heartbeat_s=20.0, silence_s=60.0)
+    a, b, c = [await node(name, settings=quiet) for name in ("n1", "n2", "n3")]
+    await a.lead(1, etcd, b, c, settings=LeaderSettings(insync_timeout_s=20.0))
+    for follower in (b, c):
+        follower.follow(a, 1)
+    await a.append()
+    go = threading.Event()
+    c.journal._writer.put(Task(lambda _db: go.wait(60) and None, asyncio.get_running_loop().create_future()))
+    assert a.log is not None
+    last = a.log.append(KIND, b"", 7)
+    try:
+        await wait_until(lambda: any(f.node == b.name and f.durable == last.index for f in a.log.followers()))  # type: ignore[union-attr]
+        assert a.log.commit_index < last.index
+    finally:
+        go.set()
+    await wait_until(lambda: b.delivery.applied == last.index, 3.0)
+
+
+async def test_a_leader_whose_address_changes_is_followed_at_the_new_one(node: Make, etcd: FakeEtcd) -> None:
+    a, b = await node("n1"), await node("n2")
+    await a.lead(1, etcd, b)
+    b.follow(a, 1)
+    await a.append()
+    b.follower.set_peers({a.name: a.address.replace("127.0.0.1", "localhost")})  # which closes the old connection
+    last = (await a.append())[-1]
+    await wait_until(lambda: b.delivery.applied == last.index)
+    assert b.stopped == [] and b.follower.state().connected
 
 
 async def test_an_old_leaders_uncommitted_tail_is_cut_when_it_comes_back(node: Make, etcd: FakeEtcd) -> None:
@@ -174,6 +233,36 @@ async def test_a_broken_disk_at_the_follower_stops_it(node: Make, etcd: FakeEtcd
     await wait_until(lambda: bool(b.stopped))
     assert isinstance(b.stopped[0], JournalBroken)
     assert a.in_sync()
+
+
+class Gone:
+    """What gRPC shows of a follower that said Hello and died."""
+
+    def __init__(self, hello: Hello) -> None:
+        self.hello: Hello | None = hello
+
+    async def read(self) -> object:
+        if self.hello is None:
+            await asyncio.Event().wait()
+        hello, self.hello = self.hello, None
+        return wire.follower_message(hello)  # type: ignore[arg-type]
+
+    async def write(self, _message: object) -> None:
+        raise grpc.aio.InternalError("Failed execute_batch")
+
+
+@pytest.mark.parametrize("term", [1, 2])
+async def test_a_follower_that_dies_under_our_write_ends_its_stream_and_nothing_else(
+    node: Make, etcd: FakeEtcd, term: int
+) -> None:
+    a = await node("n1")
+    await a.lead(1, etcd)
+    locator = [Position(LogIndex(0), GENESIS)]
+    hello = Hello(1, "c1", NODES[1], JournalId("j"), Term(term), Term(term), LogIndex(0), LogIndex(0), locator)
+    async with asyncio.timeout(10):
+        await a.server.Follow(None, Gone(hello))
+    assert a.log is not None and a.log.followers() == []
+    assert bool(a.higher_terms) == (term == 2)  # it was refused, in vain as well
 
 
 async def test_books_that_differ_stop_the_follower_and_name_both_digests(node: Make, etcd: FakeEtcd) -> None:
