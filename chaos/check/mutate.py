@@ -392,9 +392,9 @@ def standby_sends(e: Evidence, rng: Random) -> Mutated:
 
 @_mutation
 def sent_with_a_token_of_nobody(e: Evidence, rng: Random) -> Mutated:
-    lines = _held(e.sent)
+    lines, given = _held(e.sent), _held(e.etcd)
     at = _pick(rng, range(len(lines)))
-    lines[at] = lines[at]._replace(token=1 + max(t.token for t in e.etcd or ()))
+    lines[at] = lines[at]._replace(token=1 + max(t.token for t in given))
     return _sent(e, lines, "S4")
 
 

@@ -160,12 +160,12 @@ class Disk:
     def closed(self) -> None:
         self._open = None
 
-    def flip(self, index: LogIndex) -> None:
-        """Damage the stored entry there; opening finds it."""
+    def flip(self, index: LogIndex, place: int = 0) -> None:
+        """Damage one byte of the stored entry there; opening finds it. place: which, modulo the length of its body."""
         held = self._contents
         at = index - held.base.index - 1
         entry = held.entries[at]
-        held.entries[at] = entry._replace(body=bytes([entry.body[0] ^ 0x20]) + entry.body[1:] if entry.body else b"!")
+        held.entries[at] = entry._replace(body=flipped(entry.body, place))
 
     def fail(self) -> None:
         """The next sync is refused."""
@@ -507,6 +507,14 @@ class SimJournal:
 
     def _later(self, ns: int, call: Done) -> None:
         self._disk.call_later(ns, lambda: None if self._dead else call())
+
+
+def flipped(body: bytes, place: int) -> bytes:
+    """With one bit turned, in the byte at `place` modulo its length."""
+    if not body:
+        return b"!"
+    at = place % len(body)
+    return body[:at] + bytes([body[at] ^ 0x10]) + body[at + 1 :]
 
 
 def _place(entry: Entry) -> tuple[LogIndex, Term, bytes]:

@@ -290,6 +290,9 @@ _DONE = MappingProxyType(
         "pause": "that process is frozen",
         "host pause": "both processes of its node are frozen",
         "kill": "it is killed",
+        "late answer": "etcd's answer to it is held",
+        "held request": "what it sends to etcd is held",
+        "lost journal": "the worker dies with its journal, and the answer is held",
         "late": "the answer is held, and nothing that it sends to etcd later arrives",
         "given up": "its worker asks to step down meanwhile, and what the keeper sends is held",
     }

@@ -342,7 +342,7 @@ def _flip(world: World, host: Host, f: Fault) -> str | None:
     first, last = worker.journal.base.index + 1, host.disk.end.index
     if last <= first:
         return None
-    host.disk.flip(LogIndex(first + int(world.engine.schedule.random() * (last - first))))
+    host.disk.flip(LogIndex(first + int(world.engine.schedule.random() * (last - first))), f.length)
     worker.kill("signal 9")
     return "a byte of the journal flipped"
 
@@ -452,10 +452,19 @@ def spring(world: World, host: Host, trap: Trap) -> None:
             world.stop_host(host, 50 * MS)
         case "kill" if host.worker is not None:
             host.worker.kill("signal 9")
+        case "late answer":
+            host.wires.etcd_down.cut(trap.length, hold=True)
+        case "held request":
+            host.wires.etcd_up.cut(trap.length, hold=True)
         case "late":
             host.wires.etcd_down.cut(brief, hold=True)
             host.wires.watch.cut(brief, hold=True)
             world.engine.after(4 * MS, _lose_requests, world, host, brief + world.plan.ttl)
+        case "lost journal" if host.worker is not None:
+            host.wires.etcd_down.cut(trap.length, hold=True)
+            host.wires.watch.cut(trap.length, hold=True)
+            host.worker.kill("signal 9")
+            host.disk.set_aside()
         case "given up":
             host.wires.etcd_up.cut(brief, hold=True)
             if host.worker is not None:

@@ -42,8 +42,10 @@ class Fault(NamedTuple):
 class Trap(NamedTuple):
     """Right before the nth step of this name of any node's keeper or worker: `effect`, for `length`.
 
-    pause, host pause, kill: what it says. late: its answer is held, and nothing that this host sends to etcd later
-    arrives. given up: the worker asks to step down meanwhile, and what the keeper sends is held.
+    pause, host pause, kill: what it says. late answer, held request: that half of its exchange with etcd is held. late:
+    the answer is held, and nothing that this host sends to etcd later arrives. given up: the worker asks to step down
+    meanwhile, and what the keeper sends is held. lost journal: the worker dies with its journal, and the answer is held
+    until there may be another.
     """
 
     process: str
@@ -86,15 +88,15 @@ ROLLBACK = ("etcd restored", "etcd restored", "etcd replaced")
 PROFILES = ("all", *CLASSES, "quiet", "rollback")
 
 _KEEPER_STEPS = (
-    ("Acquire", ("pause", "late", "late", "kill")),
-    ("Renew", ("pause", "late", "late", "kill")),
+    ("Acquire", ("pause", "late", "late answer", "kill")),
+    ("Renew", ("pause", "late", "late answer", "kill")),
     ("WritePermit", ("pause", "given up", "kill")),
     ("TellGranted", ("given up", "pause")),
     ("TellLead", ("pause",)),
     ("ClearPermit", ("pause",)),
     ("TellStop", ("pause",)),
     ("Resign", ("pause", "kill")),
-    ("Evict", ("pause",)),
+    ("Evict", ("pause", "held request")),
 )
 _WORKER_STEPS = (
     ("Send", ("pause", "host pause", "kill")),

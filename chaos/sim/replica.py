@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from chaos.sim.disk import flipped
 from chaos.sim.engine import MS
 from cluster.core.ids import LogIndex, NodeId, ns
 from cluster.core.insync import Member
@@ -111,10 +112,9 @@ class Conn:
 
 
 def _damaged(frame: Entries) -> Entries:
-    """With one bit of its last entry's body flipped."""
+    """With one bit of its last entry's body flipped; its chain, which nobody can foresee, says where."""
     *good, bad = frame.entries
-    body = bytes([bad.body[0] ^ 0x10]) + bad.body[1:] if bad.body else b"!"
-    return frame._replace(entries=[*good, bad._replace(body=body)])
+    return frame._replace(entries=[*good, bad._replace(body=flipped(bad.body, bad.chain[0]))])
 
 
 class Server:

@@ -169,7 +169,11 @@ class SimWorker:
                 self.world.judge.blame("S7", f"committed entry {first} is not in the journal of {self.host.name}")
                 return
             for entry in entries:
-                self._apply(entry)
+                try:
+                    self._apply(entry)
+                except BatonError as e:  # a worker dies of it, and of the same entry again once it is restarted
+                    self.world.judge.raised(self.host.name, e, f"entry {entry.index}")
+                    return
 
     def _apply(self, entry: Entry) -> None:
         fact = self._facts.pop(entry.index, None) or self.world.fact_of(entry)
@@ -241,7 +245,6 @@ class SimWorker:
     def _begin(self, lead: link.Lead) -> None:
         term, plan = Term(lead.term), self.world.plan
         last = self.journal.last
-        self.world.records.led(self.host.name, term, last.index, last.chain)
         self._facts.clear()
         try:
             self.log = LeaderLog(
@@ -263,6 +266,7 @@ class SimWorker:
         except BatonError as e:
             self.fail(e)
             return
+        self.world.records.led(self.host.name, term, last.index, last.chain)
         self.server.lead()
         self.trader = SimTrader(self, term)
         self.trader.begin(TermStarted(self.host.name, self.holder))

@@ -193,9 +193,8 @@ async def test_a_browser_opens_the_page_and_has_nothing_to_complain_of(two_order
 def test_every_fault_and_every_trap_has_words():
     plan = draw_plan(1)
     faults = tuple(Fault(400_000_000, kind, "leader", 100_000_000) for kind in FAULTS)
-    traps = tuple(
-        Trap("worker", "bytes", 2, effect, 1_000_000) for effect in ("pause", "host pause", "kill", "late", "given up")
-    )
+    effects = ("pause", "host pause", "kill", "late", "given up", "lost journal", "late answer", "held request")
+    traps = tuple(Trap("worker", "bytes", 2, effect, 1_000_000) for effect in effects)
     told = script_in_words(replace(plan, faults=faults, traps=traps))
     assert len(set(told)) == len(told) >= 1 + len(faults) + len(traps)
     assert not [t for t in told if re.search(r"[{}]", t)]
