@@ -247,9 +247,9 @@ SCENARIOS: Mapping[str, Scenario] = MappingProxyType(
             ),
             Scenario(
                 "E4",
-                "a standby's watch is behind its own worker, which has heard of the next term and restarts",
+                "a standby is cut from etcd, and its worker, which has heard of the next term, starts again",
                 _faults(
-                    Fault(AT, "stall watch", "n1", 800 * MS),
+                    Fault(AT, "cut etcd", "n1", 800 * MS, "lose"),
                     Fault(AT + 1, "worker crash", "n2"),
                     Fault(AT + 300 * MS, "worker crash", "n1"),
                     plan=TWO,
