@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import structlog
 
 from chaos.sim.explain import script_in_words
 from chaos.sim.faults import FAULTS
+from chaos.sim.mutants import MUTANTS
 from chaos.sim.plan import Fault, Plan, Trap, draw_plan
 from chaos.sim.replay import Explained, explain_failure, write_replay
 from chaos.sim.run import silence
+from chaos.sim.scenarios import SCENARIOS
 from chaos.sim.shrink import shrink
 from chaos.sim.story import Mark
 from chaos.sim.timeline import Bar, permit_bars
 from chaos.sim.world import World
-from tests.sim import planted
+from node.paper_venue.engine import Engine as Exchange
 from tests.support import browser
 
 BUDGET = 60
@@ -29,6 +32,10 @@ def quiet() -> Iterator[None]:
     silence()
     yield
     structlog.reset_defaults()
+
+
+def breaks(plan: Plan, invariant: str) -> bool:
+    return invariant in World(plan).run().broken
 
 
 def size(plan: Plan) -> int:
@@ -81,13 +88,13 @@ def test_a_budget_is_kept_and_what_comes_out_fails_all_the_same(budget: int):
 def drawn() -> Plan:
     """A plan in which a decision that is sent again under a fresh id becomes two orders."""
     silence()
-    with planted.unknown_is_sent_again():
-        return planted.first_broken("S1")
+    with MUTANTS["M11"].applied():
+        return next(plan for plan in map(draw_plan, range(400)) if breaks(plan, "S1"))
 
 
 @pytest.fixture(scope="module")
 def two_orders(drawn: Plan, tmp_path_factory: pytest.TempPathFactory) -> Explained:
-    with planted.unknown_is_sent_again():
+    with MUTANTS["M11"].applied():
         return explain_failure(drawn, tmp_path_factory.mktemp("two orders"), BUDGET)
 
 
@@ -96,9 +103,9 @@ def test_a_decision_that_became_two_orders_is_told_to_a_stranger(drawn, two_orde
     assert done.problems[0].startswith("S1: ")
     assert size(done.plan) < size(drawn) // 2
     assert Plan.from_json(done.script.read_text()) == done.plan
-    with planted.unknown_is_sent_again():
-        assert planted.breaks(done.plan, "S1")
-    assert not planted.breaks(done.plan, "S1")  # it is the planted mistake that did it
+    with MUTANTS["M11"].applied():
+        assert breaks(done.plan, "S1")
+    assert not breaks(done.plan, "S1")  # it is the planted mistake that did it
 
     text = done.timeline.read_text()
     assert "<h1>One decision became two orders.</h1>" in text
@@ -124,7 +131,7 @@ def test_a_page_needs_nothing_from_elsewhere(two_orders):
 
 
 def test_what_comes_from_a_run_is_text_on_the_page(drawn, tmp_path):
-    with planted.unknown_is_sent_again():
+    with MUTANTS["M11"].applied():
         plan = replace(drawn, profile="<script>alert(1)</script>&")
         assert "<script>alert" not in write_replay(plan, tmp_path).timeline.read_text()
 
@@ -138,6 +145,16 @@ def test_a_run_that_breaks_nothing_has_no_story_of_a_failure(tmp_path):
     assert "<h1>Nothing is wrong.</h1>" in text and "The checker says" not in text
 
 
+def test_a_permit_that_outlives_its_lease_is_the_first_wrong_step(tmp_path):
+    with MUTANTS["E1"].applied():
+        done = write_replay(SCENARIOS["N2b"].plan, tmp_path)
+    assert "S3: " in done.problems[0]
+    text = done.timeline.read_text()
+    wrong = re.search(r"<tr class=wrong.*?</tr>", text)
+    assert "<h1>Two nodes led at the same time.</h1>" in text
+    assert wrong is not None and "longer than etcd keeps a lease" in wrong.group()
+
+
 def test_an_order_frozen_on_its_way_out_and_taken_from_a_deposed_leader(tmp_path):
     plan = replace(
         draw_plan(4, nodes=2, venue="token"),
@@ -146,7 +163,7 @@ def test_an_order_frozen_on_its_way_out_and_taken_from_a_deposed_leader(tmp_path
         loss=0.0,
         late=0.0,
     )
-    with planted.venue_ignores_tokens_and_expiry():
+    with patch.multiple(Exchange, _stale=lambda *_: None, _expired=lambda *_: None):
         done = write_replay(plan, tmp_path)
     assert re.match(r"S2: venue_seq \d+, new with token", done.problems[0])
     text = done.timeline.read_text()
@@ -201,7 +218,7 @@ def test_every_fault_and_every_trap_has_words():
 
 
 def test_a_story_stays_in_true_order_and_ends_with_the_violation(drawn):
-    with planted.unknown_is_sent_again():
+    with MUTANTS["M11"].applied():
         world = World(drawn, traced=True)
         ended = world.run()
     assert "S1" in ended.broken

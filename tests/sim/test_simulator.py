@@ -18,8 +18,10 @@ import pytest
 from chaos.check.verdict import Level, table
 from chaos.sim.exhaustive import Bounds, explore
 from chaos.sim.plan import CLASSES, Plan
+from chaos.sim.redis import GateSpec
 from chaos.sim.run import Which, live, live_many, live_some, silence
 from cluster.core.lease import View
+from node.gate import ClaimResult
 from node.venue_clock import VenueClock
 
 SEEDS = 3000
@@ -87,7 +89,22 @@ def _at_one_rate() -> AbstractContextManager[object]:
     return patch.object(VenueClock, "__init__", lambda self, _drift: init(self, 0.0))
 
 
+def _claims_need_no_latch() -> AbstractContextManager[object]:
+    claim = GateSpec._claim
+
+    def knows_latch(self: GateSpec, token: int, coid: str) -> ClaimResult:
+        store, noted = self._store, self._store.latch_run
+        store.latch_run = self.run
+        try:
+            return claim(self, token, coid)
+        finally:
+            store.latch_run = noted
+
+    return patch.object(GateSpec, "_claim", knows_latch)
+
+
 WAS: dict[str, tuple[str, Callable[[], AbstractContextManager[object]]]] = {
+    "claim_of_a_dead_leader_at_a_gate_that_forgot": ("S9", _claims_need_no_latch),
     "venue_clock_runs_at_another_rate": ("S6", _at_one_rate),
 }
 """By the script's name: the invariant that broke, and what brings the mistake back."""

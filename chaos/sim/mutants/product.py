@@ -29,7 +29,7 @@ from node.codec import TermStarted
 from node.gate import ClaimResult, GateState, Verdict
 from node.host import StrategyHost
 from node.leadership import Leadership, Permit
-from node.orders import OrderDesk, Send, _Pending
+from node.orders import Claim, Flight, OrderDesk, _Pending
 from node.paper_venue.engine import Engine as Exchange
 from node.strategy import Place, Role, Wish
 from node.types import SubmitResult, Unknown, WireOrder, client_order_id
@@ -253,16 +253,15 @@ def _promoted_without_settling(p: Patches) -> None:
     p.replace(_Pending, "is_blocked", lambda _self, _symbol, _side: False)
 
 
-@_mutant("M11", "an order without an answer is not sent again under another id", "S1", "venue", seed=6)
+@_mutant("M11", "an order without an answer is not sent again under another id", "S1", "venue", seed=16)
 def _resends_with_a_fresh_id(p: Patches) -> None:
-    @p.around(OrderDesk, "submitted")
-    def _(original: Original, self: OrderDesk, index: int, result: SubmitResult, now: Instant) -> Any:
-        flight = self._flights.get(index)
-        out = original(self, index, result, now)
-        if isinstance(result, Unknown) and flight is not None:
-            fresh = client_order_id(self.tag, self.term, index + 1_000_000)
-            out.append(Send(index, fresh, flight.decision_id, flight.spec))
-        return out
+    @p.around(OrderDesk, "_finish")
+    def _(original: Original, self: OrderDesk, flight: Flight, result: SubmitResult, now: Instant) -> Any:
+        fresh = client_order_id(self.tag, self.term, flight.index + 10_000)
+        if not isinstance(result, Unknown) or flight.client_order_id == fresh:
+            return original(self, flight, result, now)
+        flight.client_order_id, flight.decided_at, flight.claimed_at, flight.sent_at = fresh, now, 0, 0
+        return [Claim(flight.index, fresh)]
 
 
 class _Forgetful:
