@@ -199,7 +199,7 @@ def draw_plan(seed: int, profile: str = "all", *, nodes: int | None = None, venu
         )
         kinds = tuple(k for c in classes for k in CLASSES[c])
         faults = [fault(kinds) for _ in range(rng.choice((1, 2, 3, 4, 5, 6)))]
-        faults += [fault(FAILOVERS)._replace(target="leader") for _ in range(rng.randint(4, 10))]
+        faults += [fault(FAILOVERS)._replace(target="leader") for _ in range(rng.randint(8, 14))]
         if profile == "rollback":
             faults.append(fault(ROLLBACK))
         for _ in range(rng.choice((0, 1, 1, 2, 2, 3))):

@@ -16,7 +16,7 @@ from chaos.sim.mutants import MUTANTS
 from chaos.sim.plan import Fault, Plan, Trap, draw_plan
 from chaos.sim.replay import Explained, explain_failure, write_replay
 from chaos.sim.run import silence
-from chaos.sim.scenarios import SCENARIOS
+from chaos.sim.scenarios import SCENARIOS, TWO
 from chaos.sim.shrink import shrink
 from chaos.sim.story import Mark
 from chaos.sim.timeline import Bar, permit_bars
@@ -156,13 +156,7 @@ def test_a_permit_that_outlives_its_lease_is_the_first_wrong_step(tmp_path):
 
 
 def test_an_order_frozen_on_its_way_out_and_taken_from_a_deposed_leader(tmp_path):
-    plan = replace(
-        draw_plan(4, nodes=2, venue="token"),
-        faults=(),
-        traps=(Trap("worker", "bytes", 5, "host pause", 1_000_000_000),),
-        loss=0.0,
-        late=0.0,
-    )
+    plan = replace(TWO, traps=(Trap("worker", "bytes", 5, "host pause", 1_000_000_000),))
     with patch.multiple(Exchange, _stale=lambda *_: None, _expired=lambda *_: None):
         done = write_replay(plan, tmp_path)
     assert re.match(r"S2: venue_seq \d+, new with token", done.problems[0])

@@ -85,7 +85,7 @@ def _evicts_without_compare(p: Patches) -> None:
         return replace(txn, compare=())
 
 
-@_mutant("E8", "only a key of this home is a dead predecessor's", "S3", "lease", seed=30)
+@_mutant("E8", "only a key of this home is a dead predecessor's", "S3", "lease", seed=32)
 def _takes_every_key_for_its_predecessors(p: Patches) -> None:
     @p.around(Election, "_look_for_mine")
     def _(original: Original, self: Election, view: View, now: Instant, out: Any) -> None:
@@ -111,7 +111,7 @@ def _adopts_a_released_term(p: Patches) -> None:
         self._released = Term(0)
 
 
-@_mutant("E11", "a term is given back only when its worker has stopped", "S3", "process", seed=3)
+@_mutant("E11", "a term is given back only when its worker has stopped", "S3", "process", seed=1)
 def _resigns_before_the_worker_stopped(p: Patches) -> None:
     @p.around(Election, "_lose")
     def _(original: Original, self: Election, *args: Any, **by: Any) -> None:
@@ -149,7 +149,7 @@ def _claims_while_its_acquire_is_under_way(p: Patches) -> None:
         original(self, view, now, out)
 
 
-@_mutant("E15", "a watch that lags is no restored etcd", "L2", scenario="E4")
+@_mutant("E15", "a watch that lags is no restored etcd", "L2", scenario="E4", seed=1)
 def _takes_a_slow_watch_for_a_restored_etcd(p: Patches) -> None:
     @p.around(Election, "_check_memory")
     def _(original: Original, self: Election, now: Instant, out: Any) -> None:
