@@ -96,11 +96,11 @@ def explain(plan: Plan, marks: Sequence[Mark], problems: Sequence[str]) -> Case:
 def _concerned(violation: str, marks: Sequence[Mark]) -> tuple[list[str], list[int]]:
     """The orders and tokens that the sentence names, and those that belong to them."""
     orders = {w for w in re.findall(r"\w+", violation) if parse_client_order_id(w) is not None}
-    tokens = {int(n) for n in re.findall(r"(?:tokens?|permit for|one for|leads|term) (\d+)", violation)}
+    tokens = {int(n) for n in re.findall(r"(?:tokens?|permit for|one for|leads|term|after) (\d+)", violation)}
     decisions = set(re.findall(r"decision '([^']+)'", violation))
-    refs = set(_refs(violation))
+    meant = _meant(violation, marks)
     for mark in marks:
-        if mark.ref in refs or (mark.decision and mark.decision in decisions):
+        if mark in meant or (mark.decision and mark.decision in decisions):
             orders |= {mark.order} - {""}
             tokens |= {mark.token} - {0}
     decisions |= {m.decision for m in marks if m.order in orders and m.decision}
@@ -111,8 +111,15 @@ def _concerned(violation: str, marks: Sequence[Mark]) -> tuple[list[str], list[i
     return met, sorted(tokens & set(given) or given[-2:])
 
 
-def _refs(violation: str) -> list[str]:
-    return re.findall(r"(?:venue_seq|gate line|revision) \d+", violation)
+def _meant(violation: str, marks: Sequence[Mark]) -> list[Mark]:
+    """The marks of the lines that the sentence names. A gate that has forgotten everything numbers its lines from 1
+    again: then those of an order in the sentence are meant, or else the last."""
+    found: list[Mark] = []
+    words = set(re.findall(r"\w+", violation))
+    for ref in re.findall(r"(?:venue_seq|gate line|revision) \d+", violation):
+        same = [m for m in marks if m.ref == ref]
+        found += [m for m in same if m.order in words] or same[-1:]
+    return found
 
 
 # -- the first wrong step ----------------------------------------------------------------------------------------------
@@ -127,8 +134,7 @@ def _wrong_steps(
     yield from _second_orders(marks, orders)
     if plan.venue == "token":
         yield from _stale_ones_accepted(marks, orders, tokens)
-    refs = set(_refs(violation))
-    yield from ((m, "") for m in marks if m.ref in refs)
+    yield from ((m, "") for m in _meant(violation, marks))
     yield from ((m, "") for m in marks if m.kind == "wrong")
 
 
@@ -195,8 +201,8 @@ def _decisive(
 ) -> Iterator[Mark]:
     """From the lease of the first token concerned to the violation; what is told again and again, once."""
     begin = next((i for i, m in enumerate(marks) if m.kind == "lease" and m.token in tokens), 0)
-    seen = set(_refs(violation)) & {m.ref for m in marks}
-    ends = (i for i, m in enumerate(marks) if m is wrong or (m.ref in seen if seen else m.kind == "wrong"))
+    meant = _meant(violation, marks)
+    ends = (i for i, m in enumerate(marks) if m is wrong or (m in meant if meant else m.kind == "wrong"))
     end = max(ends, default=len(marks) - 1)
     span = marks[begin : end + 1]
     nodes = {m.lane.partition(" ")[0] for m in span if m.token in tokens or m.order in orders}
