@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from chaos.sim.engine import MS
 from chaos.sim.network import Link
@@ -20,8 +20,23 @@ if TYPE_CHECKING:
 
 WAIT = 10 * MS
 
-Strike = Callable[["World", "Host", Fault], "str | None"]
-"""Returns the proof that it bit, or None. What bites only when something meets it (a cut link) is proved later."""
+
+class Bite(NamedTuple):
+    """Of what bites only when a message meets it. before: how many had met a cut on these links until then."""
+
+    what: str
+    links: tuple[Link, ...]
+    before: int
+
+    @property
+    def proof(self) -> str:
+        """Empty as long as nothing has met it."""
+        met = sum(link.bitten for link in self.links) - self.before
+        return f"{self.what}; {met} messages met it" if met else ""
+
+
+Strike = Callable[["World", "Host", Fault], "str | Bite | None"]
+"""Returns the proof that it bit, or None: there was nothing to hurt."""
 
 
 def strike(world: World, fault: Fault) -> None:
@@ -135,20 +150,23 @@ def _stuck(world: World, host: Host, f: Fault) -> str | None:
 # -- links ---------------------------------------------------------------------------------------------------------
 
 
-def _cut(world: World, f: Fault, up: Link | None, down: Link | None) -> str:
-    hold = f.how.startswith("hold")
-    for way, link in (("up", up), ("down", down)):
-        if link is not None and not f.how.endswith("down" if way == "up" else "up"):
-            link.cut(f.length, hold=hold)
-    return f"cut, {f.how}"
+def _cut(f: Fault, up: Link | None, down: Link | None, *more: Link, what: str = "cut") -> Bite:
+    """more: held in any case; a watch or a private stream that comes back goes on from where it was."""
+    ways = {"up": up, "down": down}
+    cut = [link for way, link in ways.items() if link is not None and f.how.split()[1:] in ([], [way])]
+    bite = Bite(f"{what}, {f.how}", (*cut, *more), sum(link.bitten for link in (*cut, *more)))
+    for link in cut:
+        link.cut(f.length, hold=f.how.startswith("hold"))
+    for link in more:
+        link.cut(f.length, hold=True)
+    return bite
 
 
-def _cut_etcd(world: World, host: Host, f: Fault) -> str:
-    host.wires.watch.cut(f.length, hold=True)
-    return _cut(world, f, host.wires.etcd_up, host.wires.etcd_down)
+def _cut_etcd(world: World, host: Host, f: Fault) -> Bite:
+    return _cut(f, host.wires.etcd_up, host.wires.etcd_down, host.wires.watch)
 
 
-def _short_cut(world: World, host: Host, f: Fault) -> str:
+def _short_cut(world: World, host: Host, f: Fault) -> Bite:
     return _cut_etcd(world, host, f._replace(length=host.rules.renew_interval, how="lose"))
 
 
@@ -158,11 +176,10 @@ def _jitter(world: World, host: Host, f: Fault) -> str:
     return "slow"
 
 
-def _cut_peer(world: World, host: Host, f: Fault) -> str:
-    for other in world.hosts:
-        if other is not host:
-            _cut(world, f, host.peers[other.name], other.peers[host.name])
-    return f"cut from its peers, {f.how}"
+def _cut_peer(world: World, host: Host, f: Fault) -> Bite:
+    others = [h for h in world.hosts if h is not host]
+    bites = [_cut(f, host.peers[h.name], h.peers[host.name], what="cut from its peers") for h in others]
+    return Bite(bites[0].what, tuple(link for b in bites for link in b.links), sum(b.before for b in bites))
 
 
 def _corrupt(world: World, host: Host, f: Fault) -> str:
@@ -170,17 +187,17 @@ def _corrupt(world: World, host: Host, f: Fault) -> str:
     return "a byte of the next frame flipped"
 
 
-def _cut_gate(world: World, host: Host, f: Fault) -> str:
-    return _cut(world, f, host.wires.gate_up, host.wires.gate_down)
+def _cut_gate(world: World, host: Host, f: Fault) -> Bite:
+    return _cut(f, host.wires.gate_up, host.wires.gate_down)
 
 
-def _cut_orders(world: World, host: Host, f: Fault) -> str:
-    return _cut(world, f, host.wires.venue_up, host.wires.venue_down)
+def _cut_orders(world: World, host: Host, f: Fault) -> Bite:
+    return _cut(f, host.wires.venue_up, host.wires.venue_down)
 
 
-def _lose_answers(world: World, host: Host, f: Fault) -> str:
+def _lose_answers(world: World, host: Host, f: Fault) -> Bite:
     """Accepted, and nobody hears of it."""
-    return _cut(world, f._replace(how="lose"), None, host.wires.venue_down)
+    return _cut(f._replace(how="lose"), None, host.wires.venue_down)
 
 
 def _lurk(world: World, host: Host, f: Fault) -> str:
@@ -205,9 +222,8 @@ def _reorder_stream(world: World, host: Host, f: Fault) -> str:
     return "fills told out of order"
 
 
-def _feed_stall(world: World, host: Host, f: Fault) -> str:
-    host.wires.feed.cut(f.length, hold=f.how.startswith("hold"))
-    return "market data stopped"
+def _feed_stall(world: World, host: Host, f: Fault) -> Bite:
+    return _cut(f._replace(how=f.how.split()[0]), None, host.wires.feed, what="market data stopped")
 
 
 def _feed_repeat(world: World, host: Host, f: Fault) -> str:

@@ -186,7 +186,7 @@ def problems_of(scenario: Scenario) -> list[str]:
     ended = world.run()
     found = list(ended.problems)
     ordered = len(scenario.plan.faults) + len(scenario.plan.traps)
-    proved = sum(bool(f.proof) for f in world.records.faults)
+    proved = sum(bool(f.proof) for f in world.records.faults_that_bit())
     if proved != ordered:
         found.append(f"{proved} of {ordered} faults bit")
     found += [

@@ -16,6 +16,7 @@ from chaos.check.evidence import (
     Run,
     SentLine,
 )
+from chaos.sim.faults import Bite
 from chaos.sim.plan import DRIFT, HARMLESS, Fault, Trap
 from chaos.sim.story import ETCD, FAULTS, SENT, lease_in_words
 from chaos.sim.venue import UNIX
@@ -36,6 +37,7 @@ class Records:
         self.sent: list[SentLine] = []
         self.commits: list[CommitLine] = []
         self.faults: list[FaultLine] = []
+        self._bites: dict[str, Bite] = {}
         self.token = 0
         self._node = ""
 
@@ -88,13 +90,16 @@ class Records:
             text = f"{node} takes over with token {term}; its journal ends at entry {index}"
             self.world.say(f"{node} worker", "role", text, token=term)
 
-    def fault(self, fault: Fault, host: Host, proof: str) -> None:
+    def fault(self, fault: Fault, host: Host, proof: str | Bite) -> None:
         now = self.world.engine.now
         kind = "pause" if fault.kind in PAUSES else fault.kind
         harmless = fault.kind in HARMLESS
         number = f"f{len(self.faults) + 1}"
-        self.faults.append(FaultLine(number, kind, host.name, now, now, now + fault.length, proof, harmless))
-        self.world.say(FAULTS, "fault", f"{fault.kind} at {host.name}: {proof}", until=now + fault.length)
+        told = proof if isinstance(proof, str) else proof.what
+        if isinstance(proof, Bite):
+            self._bites[number] = proof
+        self.faults.append(FaultLine(number, kind, host.name, now, now, now + fault.length, told, harmless))
+        self.world.say(FAULTS, "fault", f"{fault.kind} at {host.name}: {told}", until=now + fault.length)
 
     def trap(self, trap: Trap, host: Host) -> None:
         now = self.world.engine.now
@@ -108,6 +113,11 @@ class Records:
         """Whatever lasted is over now."""
         now = self.world.engine.now
         self.faults = [f._replace(healed=min(f.healed or now, now)) for f in self.faults]
+
+    def faults_that_bit(self) -> list[FaultLine]:
+        """What was ordered, but for cuts that no message met: those did nothing."""
+        proved = [f._replace(proof=self._bites[f.id].proof) if f.id in self._bites else f for f in self.faults]
+        return [f for f in proved if f.proof or f.id not in self._bites]
 
     def evidence(self, *, at_rest: bool) -> Evidence:
         world, plan = self.world, self.world.plan
@@ -131,7 +141,7 @@ class Records:
             sent=self.sent,
             queries=[QueryLine(at, node, "lookup", coid, found) for at, node, coid, found in world.venue.queries],
             commits=self.commits,
-            faults=self.faults,
+            faults=self.faults_that_bit(),
             operator=world.operator.log,
             journals=self._journals(at_rest=at_rest) or None,
         )
