@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FEED ?=
 
-.PHONY: help setup demo show test bench proto lint lock clean
+.PHONY: help setup demo show test simulate bench proto lint lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,6 +33,11 @@ show: setup  ## the demo, broken in five ways in front of you, and judged [FEED=
 test: setup lint  ## the whole test suite
 	$(BIN)/python -m pytest
 
+simulate: setup  ## 100,000 simulated clusters, the kill matrix, and every order of events of a small one; in simulate-results/
+	@$(BIN)/baton simulate --kill-matrix
+	@$(BIN)/baton simulate --exhaustive
+	@$(BIN)/baton simulate --seeds 0..100000
+
 bench: setup  ## measure DESIGN.md 12 beside the alternatives; table and JSON in bench-results/
 	@$(BIN)/baton bench
 
@@ -51,4 +56,4 @@ lock: ## resolve requirements.lock anew (needs pip-tools)
 	  --extra local --extra dev --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) dist baton-data bench-results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist baton-data bench-results simulate-results .mypy_cache .ruff_cache .pytest_cache .hypothesis
