@@ -2,7 +2,7 @@
 
 Every key carries its unit in its name. Nothing that could trade wrongly has a default. A default that follows another
 value (a share of the lease's TTL, the address that is listened on) is filled in before validation, so that a checked
-Config has no gaps. Only `config.py` and this module import pydantic.
+Config has no gaps. In `node`, only `config.py` and this module import pydantic.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def simulate(
         str, typer.Option(help="Live one again and tell its story: a seed, or a fault script.", metavar="SEED|FILE")
     ] = "",
     kill_matrix: Annotated[
-        bool, typer.Option("--kill-matrix", help="Switch each safeguard off: every one must be missed.")
+        bool, typer.Option("--kill-matrix", help="Switch off each safeguard, forge each record: something must notice.")
     ] = False,
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Every order of events of two keepers, within bounds.")
@@ -50,7 +50,10 @@ def simulate(
     from node.cli.local import interruptible
 
     jobs = jobs or os.cpu_count() or 1
+    if bool(replay) + kill_matrix + exhaustive > 1:
+        raise typer.BadParameter("--replay, --kill-matrix and --exhaustive are three things to do; name one")
     try:
+        _make(results)
         with interruptible():
             if kill_matrix:
                 code = _kill_matrix(results, jobs)
@@ -63,6 +66,14 @@ def simulate(
     except ConfigError as e:
         raise typer.BadParameter(str(e)) from e
     raise typer.Exit(code)
+
+
+def _make(results: Path) -> None:
+    """Better now than after an hour. Raises ConfigError."""
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"--results {results}: it cannot be made: {e.strerror}; name another directory") from e
 
 
 # -- many seeds ----------------------------------------------------------------------------------------------------
@@ -142,7 +153,9 @@ def _told(s: Summary) -> list[str]:
 def _failed(summary: Summary, which: Any, results: Path) -> int:
     """Name the seeds, and make a story of the first."""
     from chaos.sim.replay import explain_failure
+    from chaos.sim.run import silence
 
+    silence()
     print()
     extra = f" --profile {which.profile}" * (which.profile != "all")
     extra += f" --nodes {which.nodes}" * (which.nodes is not None) + f" --venue {which.venue}" * (
@@ -164,17 +177,11 @@ def _failed(summary: Summary, which: Any, results: Path) -> int:
 
 
 def _replay(what: str, profile: str, nodes: int | None, venue: str, results: Path) -> int:
-    from chaos.sim.plan import Plan
-    from chaos.sim.replay import write_replay
-    from chaos.sim.run import Which
+    from chaos.sim.replay import read_script, write_replay
+    from chaos.sim.run import Which, silence
 
-    if what.isdigit():
-        plan = Which(profile, nodes, venue or None).plan(int(what))
-    else:
-        try:
-            plan = Plan.from_json(Path(what).read_text())
-        except OSError as e:
-            raise ConfigError(f"--replay {what}: neither a seed nor a file that can be read ({e.strerror})") from e
+    silence()
+    plan = Which(profile, nodes, venue or None).plan(int(what)) if what.isdigit() else read_script(Path(what))
     told = write_replay(plan, results)
     print(*(told.problems or ["nothing is wrong"]), f"its timeline: {told.timeline}", sep="\n")
     return 1 if told.problems else 0

@@ -450,6 +450,10 @@ FAULTS: dict[str, Strike] = {
 }
 
 
+EFFECTS = frozenset({"pause", "host pause", "kill", "late answer", "held request", "late", "lost journal", "given up"})
+"""Of a trap; what each does, `Trap` says."""
+
+
 # -- traps ---------------------------------------------------------------------------------------------------------
 
 

@@ -230,7 +230,7 @@ def carry_out(task: str) -> Row:
 
 
 def run_kill_matrix(out: Path, console: Console, *, jobs: int, only: Collection[str] = ()) -> bool:
-    """Whether everything was killed. Writes kill-matrix.md and kill-matrix.json to `out`.
+    """Whether everything was killed. Writes kill-matrix.md and kill-matrix.json into the directory `out`.
 
     only: of TASKS; all, if there is none. Raises ConfigError for one that is not there."""
     if unknown := sorted(set(only) - set(TASKS)):
@@ -242,7 +242,6 @@ def run_kill_matrix(out: Path, console: Console, *, jobs: int, only: Collection[
         for row in pool.map(carry_out, tasks):
             rows.append(row)
             console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
-    out.mkdir(parents=True, exist_ok=True)
     (out / "kill-matrix.json").write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     (out / "kill-matrix.md").write_text(as_markdown(rows))
     killed = sum(r.killed for r in rows)

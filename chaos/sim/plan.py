@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from chaos.sim.clock import RATE
 from chaos.sim.engine import MS, US
@@ -26,6 +26,8 @@ from cluster.core.ward import Timing
 DRIFT = 0.05
 SEND_SLACK = 10 * MS
 VENUES = ("token", "expiry", "plain")
+NODES_MAX = 5
+LONGEST = 60_000 * MS
 
 
 class Fault(NamedTuple):
@@ -153,14 +155,30 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        """Raises ConfigError for what is no plan."""
+        """Raises ConfigError for what is no plan, or one of no cluster that could be."""
+        from pydantic import TypeAdapter, ValidationError
+
         try:
-            v: dict[str, Any] = json.loads(text)
-            v["faults"] = tuple(Fault(*f) for f in v["faults"])
-            v["traps"] = tuple(Trap(*t) for t in v["traps"])
-            return Plan(**{k: tuple(x) if isinstance(x, list) else x for k, x in v.items()})  # type: ignore[arg-type]
-        except (ValueError, TypeError, KeyError, AttributeError) as e:
-            raise ConfigError(f"this is no fault script of a simulation: {type(e).__name__}: {e}") from e
+            plan = TypeAdapter(Plan).validate_json(text)
+        except ValidationError as e:
+            first = e.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the text"
+            raise ConfigError(f"this is no fault script of a simulation: {where}: {first['msg']}") from e
+        of_nodes = (plan.ttls, plan.drifts, plan.offsets, plan.wall_offsets, plan.validities)
+        if len({len(x) for x in of_nodes}) != 1 or not 2 <= plan.nodes <= NODES_MAX:
+            lengths = ", ".join(str(len(x)) for x in of_nodes)
+            raise ConfigError(
+                f"ttls, drifts, offsets, wall_offsets and validities have {lengths} values; each needs one per node, "
+                f"of which there are 2 to {NODES_MAX}"
+            )
+        if plan.venue not in VENUES:
+            raise ConfigError(f"venue {plan.venue!r}: it is none of {', '.join(VENUES)}")
+        for name in ("ttls", "validities", "timeout", "call_timeout", "lull", "sync", "heal_at"):
+            value = getattr(plan, name)
+            for ns in value if isinstance(value, tuple) else (value,):
+                if not US <= ns <= LONGEST:
+                    raise ConfigError(f"{name}: {ns} ns; it must be from {US} to {LONGEST}")
+        return plan
 
 
 def draw_plan(seed: int, profile: str = "all", *, nodes: int | None = None, venue: str | None = None) -> Plan:

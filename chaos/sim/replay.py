@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from chaos.sim.faults import EFFECTS, FAULTS
 from chaos.sim.plan import Plan
 from chaos.sim.shrink import shrink
 from chaos.sim.timeline import write_timeline
 from chaos.sim.world import Ended, World
+from cluster.core.errors import ConfigError
 from node.types import parse_client_order_id
 
 
@@ -21,6 +23,21 @@ class Explained(NamedTuple):
     timeline: Path
     plan: Plan
     problems: list[str]
+
+
+def read_script(file: Path) -> Plan:
+    """The plan in `file`. Raises ConfigError if there is none, and for faults that nobody knows."""
+    try:
+        plan = Plan.from_json(file.read_text())
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{file}: it cannot be read: {e}") from e
+    except ConfigError as e:
+        raise ConfigError(f"{file}: {e}") from e
+    known = {"fault": FAULTS.keys(), "effect of a trap": EFFECTS}
+    for what, names in (("fault", {f.kind for f in plan.faults}), ("effect of a trap", {t.effect for t in plan.traps})):
+        for name in sorted(names - known[what]):
+            raise ConfigError(f"{file}: {what} {name!r}: it is none of {', '.join(sorted(known[what]))}")
+    return plan
 
 
 def explain_failure(plan: Plan, out_dir: Path, budget: int = 400) -> Explained:
@@ -43,7 +60,6 @@ def write_replay(plan: Plan, out_dir: Path, wanted: str = "") -> Explained:
         chief = next((p for p in ended.problems if _sort(p) == wanted), None) or chief_problem(ended)
         problems = [chief, *(p for p in ended.problems if p != chief)]
         name = f"{_invariant(chief)}-{name}"
-    out_dir.mkdir(parents=True, exist_ok=True)
     script, timeline = out_dir / f"{name}.json", out_dir / f"{name}.html"
     script.write_text(plan.to_json() + "\n")
     write_timeline(timeline, plan, world.engine.story or [], problems, script=script)
