@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 TICK = 20 * MS
 STANDBY_TICK = 50 * MS
 SETTLE = 100 * MS
-PUBLISH = 1000 * MS
 
 
 class SimKeeper:

@@ -41,13 +41,9 @@ class VenueSpec:
         self.exchange = exchange(profile, instruments)
         self.lines: list[Line] = []
         self.events: list[Line] = []  # of the private stream; event_seq n is at n - 1
-        self.queries: list[
-            tuple[int, str, str, bool]
-        ] = []  # lookups: (at, node, client order id, whether it was there)
+        self.queries: list[tuple[int, str, str, bool]] = []  # lookups: (at, node, client order id, was it there)
         self.refuses_until = 0
-        self.refused_for_rate = 0
         self.lurking: dict[str, tuple[int, Callable[[], None]]] = {}  # id -> (its expiry in true time, arrive)
-        self.pounced = 0
         self._closed: dict[str, Line] = {}
         self._on_event = on_event
 
@@ -89,10 +85,7 @@ class VenueSpec:
         return bool(self._do(self.exchange.tick))
 
     def _too_many(self) -> bool:
-        if self.engine.now < self.refuses_until:
-            self.refused_for_rate += 1
-            return True
-        return False
+        return self.engine.now < self.refuses_until
 
     def _do(self, decide: Callable[[Moment], list[Line]]) -> list[Line]:
         now = self.engine.now
@@ -129,7 +122,6 @@ class VenueSpec:
             return
         last = expires - self.engine.now < POUNCE_WITHIN
         if last or self.engine.network.random() < 0.4:
-            self.pounced += 1
             del self.lurking[coid]
             self.engine.after(MS // 10, arrive)
 

@@ -207,10 +207,6 @@ class Channels:
         self.endpoints: list[Endpoint] = []
         self.closed = False
 
-    @property
-    def addresses(self) -> list[str]:
-        return [address for address, _ in self._parsed]
-
     def start(self) -> None:
         """Open the channels and begin to connect. Again: nothing."""
         if self.endpoints:

@@ -18,7 +18,8 @@ TOP_LEVEL = {
     *("cluster", "node", "proto", "chaos", "ansible", "tests", "pyproject.toml", "README.md"),
     *("Makefile", "LICENSE", "requirements.lock"),
 }
-MADE_HERE = {"dist", "baton-data", "bench-results", "__pycache__"}  # by us and our tools; never committed
+# By us and our tools; never committed.
+MADE_HERE = {"dist", "baton-data", "bench-results", "simulate-results", "__pycache__"}
 LINES_MAX = 600
 
 # Imports go from the first to the last, never back.
