@@ -238,21 +238,33 @@ def run_kill_matrix(out: Path, console: Console, *, jobs: int, only: Collection[
     tasks = [t for t in TASKS if t in only] if only else TASKS
     rows: list[Row] = []
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit whatever threads the caller has
+    _print(console, f"{LEGEND}\n\n{_HEADING}")
     with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=silence) as pool:
         for row in pool.map(carry_out, tasks):
             rows.append(row)
-            console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
+            _print(console, _line(row))
     (out / "kill-matrix.json").write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     (out / "kill-matrix.md").write_text(as_markdown(rows))
     killed = sum(r.killed for r in rows)
-    console.print(f"{killed} of {len(rows)} mutants killed; the table is in {out}", highlight=False)
+    _print(console, f"\n{killed} of {len(rows)} mutants killed; the table is in {out / 'kill-matrix.md'}")
     return killed == len(rows)
 
 
+LEGEND = "● killed by, ○ fired besides, · expected, and silent (any expected one is enough)"
+_HEADING = f"{'':7}" + "".join(f"{i:<4}" for i in INVARIANTS) + f"{'seed':>6}{'runs':>6}{'s':>7}"
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _line(row: Row) -> str:
-    end = f"killed by {' '.join(row.killed_by)}" if row.killed else f"SURVIVED: {row.told}"
-    seed = "" if row.seed is None else f"seed {row.seed}, "
-    return f"{row.id:<6}  {row.what}: {end}  ({seed}{row.runs} runs, {row.seconds:.1f} s)"
+    kind, _, name = row.id.rpartition(": ")
+    cells = "".join(f"{_cell(row, i):<4}" for i in INVARIANTS)
+    seed = "" if row.seed is None else row.seed
+    what = f"{kind}: {name}" if kind == "history" else f"{kind} {name}: {row.what}" if kind else row.what
+    end = "" if row.killed else f"  SURVIVED: {row.told}"
+    return f"{'' if kind else row.id:<7}{cells}{seed:>6}{row.runs:>6}{row.seconds:>7.1f}  {what}{end}"
 
 
 def as_markdown(rows: Iterable[Row]) -> str:
@@ -261,7 +273,7 @@ def as_markdown(rows: Iterable[Row]) -> str:
     out = [
         "# Kill matrix",
         "",
-        "● killed by, ○ fired besides, · expected, and silent (any expected one is enough).",
+        f"{LEGEND}.",
         "",
         f"| mutant | switched off, forged or left out | where | {' | '.join(ids)} | seed | runs | s |",
         f"|---|---|---|{'---|' * len(ids)}---|---|---|",
