@@ -560,6 +560,13 @@ def test_predecessors_vacancy_of_the_same_home_is_resigned_at_once() -> None:
     assert (r.token, r.reason) == (88, "restarted")
 
 
+def test_nobody_is_told_to_follow_the_key_that_its_own_dead_predecessor_left() -> None:
+    """Found by the simulator: the worker dialled itself."""
+    n = standby()
+    out = n.feed(view(90, leader=key(90, "n1", inc="n1.0"), tenure=tenure(90, "n1", inc="n1.0")))
+    assert not all_of(out + n.run(300), act.TellFollow)
+
+
 def test_a_namesake_on_another_home_is_not_our_predecessor() -> None:
     n = standby()
     out = n.feed(
