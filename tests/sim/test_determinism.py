@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from chaos.sim.plan import Plan, draw_plan
-from chaos.sim.run import silence
 from chaos.sim.world import World
 
 SEEDS = range(8)
@@ -33,13 +30,6 @@ def digests(hash_seed: int) -> str:
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    silence()
-    yield
-    structlog.reset_defaults()
 
 
 def test_processes_with_different_hash_seeds_tell_the_same_stories():

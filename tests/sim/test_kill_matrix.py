@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from io import StringIO
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import structlog
 from rich.console import Console
 
 from chaos.check.invariants import INVARIANTS
@@ -21,18 +19,9 @@ from chaos.sim.mutants import MUTANTS
 from chaos.sim.mutants.drill import faults_left_out
 from chaos.sim.mutants.patching import Mutant, Patches
 from chaos.sim.plan import Plan
-from chaos.sim.run import silence
 from chaos.sim.scenarios import SCENARIOS
 from chaos.sim.world import World
 from cluster.core.errors import ConfigError
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    silence()
-    yield
-    structlog.reset_defaults()
-
 
 each_mutant = pytest.mark.parametrize("mutant", MUTANTS.values(), ids=list(MUTANTS))
 each_scenario = pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=list(SCENARIOS))

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
-import structlog
 
 from chaos.sim.explain import script_in_words
 from chaos.sim.faults import FAULTS
 from chaos.sim.mutants import MUTANTS
 from chaos.sim.plan import Fault, Plan, Trap, draw_plan
 from chaos.sim.replay import Explained, explain_failure, write_replay
-from chaos.sim.run import silence
 from chaos.sim.scenarios import SCENARIOS, TWO
 from chaos.sim.shrink import shrink
 from chaos.sim.story import Mark
@@ -25,13 +22,6 @@ from node.paper_venue.engine import Engine as Exchange
 from tests.support import browser
 
 BUDGET = 60
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    silence()
-    yield
-    structlog.reset_defaults()
 
 
 def breaks(plan: Plan, invariant: str) -> bool:
@@ -87,7 +77,6 @@ def test_a_budget_is_kept_and_what_comes_out_fails_all_the_same(budget: int):
 @pytest.fixture(scope="module")
 def drawn() -> Plan:
     """A plan in which a decision that is sent again under a fresh id becomes two orders."""
-    silence()
     with MUTANTS["M11"].applied():
         return next(plan for plan in map(draw_plan, range(400)) if breaks(plan, "S1"))
 

@@ -19,18 +19,13 @@ from chaos.check.verdict import Level, table
 from chaos.sim.exhaustive import Bounds, explore
 from chaos.sim.plan import CLASSES, Plan
 from chaos.sim.redis import GateSpec
-from chaos.sim.run import Which, live, live_many, live_some, silence
+from chaos.sim.run import Which, live, live_many, live_some
 from cluster.core.lease import View
 from node.gate import ClaimResult
 from node.venue_clock import VenueClock
 
 SEEDS = 3000
 FOUND = Path(__file__).parent / "found"
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> None:
-    silence()
 
 
 @pytest.mark.timeout(900)
@@ -60,13 +55,13 @@ def test_clusters_of_other_sizes_break_nothing(nodes: int) -> None:
 def test_every_order_of_one_pause_and_one_lost_reply_holds() -> None:
     found = explore(Bounds(pauses=1, losses=1, lease_events=0, window=3))
     print(f"\n{found.states} states, {found.moves} moves, {found.ends} ends")
-    assert found.wrong is None and found.ends > 300
+    assert found.wrong is None and found.ends > 200
 
 
 def test_every_order_of_two_lease_events_and_a_message_that_overtakes_holds() -> None:
     found = explore(Bounds(pauses=0, losses=0, lease_events=2, overtakings=1, window=2))
     print(f"\n{found.states} states, {found.moves} moves, {found.ends} ends")
-    assert found.wrong is None and found.ends > 300
+    assert found.wrong is None and found.ends > 200
 
 
 def test_small_world_sees_a_leader_that_counts_from_the_reply() -> None:

@@ -344,9 +344,10 @@ def _command(pid: int) -> str:
 
 
 def gone(pid: int) -> bool:
-    """Ended; whoever should have waited for it may be dead or yet to do so."""
+    """Ended with all its threads, so that it holds no lock; its parent may be dead or yet to wait for it."""
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        process = psutil.Process(pid)
+        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
     except psutil.NoSuchProcess:
         return True
 
