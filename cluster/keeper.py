@@ -326,15 +326,15 @@ class Keeper:
             self._feed(ev.ViewSeen(view))
             raw = self.mirror.raw
             self.requests.look(raw)
-            if self.keys.insync not in raw and self.keys.tenure in raw and not self._insync_missed:
+            insync_missed = not view.insync.members and not {self.keys.insync, self.keys.tenure}.isdisjoint(raw)
+            if insync_missed and not self._insync_missed:
                 self.log.error(
                     "insync_missing",
                     key=self.keys.insync,
-                    remedy="nobody may lead: who holds every entry is not known any more. Find the longest journal "
-                    "(baton journal verify -o json), and put its node back with etcdctl, as "
-                    '{"members":{"NODE":"JOURNAL_ID"}}',
+                    remedy="nobody may lead: who holds every entry is not known any more. Stop all nodes and run "
+                    "`baton fence rebase` on each, with --lead on the one whose journal ends highest",
                 )
-            self._insync_missed = self.keys.insync not in raw
+            self._insync_missed = insync_missed
             for name in k.unreadable(self.keys, written):
                 self.log.error("key_unreadable", key=name, remedy="correct or delete it with etcdctl")
 

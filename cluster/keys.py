@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from .core.ids import Incarnation, JournalId, NodeId, Term
+from .core.ids import Incarnation, JournalId, LogIndex, NodeId, Term
 from .core.lease import InSync, LeaderKey, Member, Resigned, Tenure, View
+from .core.rebase import End, Rebased
 
 if TYPE_CHECKING:
     from .etcd.model import KeyValue
@@ -73,6 +74,7 @@ class Keys:
         self.tenure = self.prefix + "tenure"
         self.resigned = self.prefix + "resigned"
         self.insync = self.prefix + "insync"
+        self.rebased = self.prefix + "rebased"
         self.halt = self.prefix + "halt"
         self.members = self.prefix + "members/"
         self.history = self.prefix + "history/"
@@ -183,6 +185,26 @@ def insync_of(raw: RawKey | None) -> InSync:
     return _read(raw, _insync) or InSync({STRANGER: JournalId("?")}, raw.mod_revision)
 
 
+def _rebased(v: dict[str, Any], raw: RawKey) -> Rebased:
+    ends = {NodeId(str(n)): End(Term(int(term)), LogIndex(int(index))) for n, (term, index) in v["ends"].items()}
+    lead = NodeId(str(v["lead"])) if v["lead"] is not None else None
+    if lead is not None and lead not in ends:
+        raise ValueError(lead)
+    return Rebased(int(v["etcd"], 16), ends, lead, raw.mod_revision)
+
+
+def rebased_of(raw: RawKey | None) -> Rebased:
+    """An unreadable `rebased` speaks of no etcd: whatever it said has to be said again."""
+    if raw is None:
+        return Rebased()
+    return _read(raw, _rebased) or Rebased(mod_revision=raw.mod_revision)
+
+
+def rebased_value(rebased: Rebased) -> bytes:
+    ends = {str(node): list(end) for node, end in rebased.ends.items()}
+    return dump(etcd=f"{rebased.cluster_id:x}", ends=ends, lead=rebased.lead)
+
+
 def _halt(v: dict[str, Any], _raw: RawKey) -> str:
     return str(v["reason"]) or "no reason given"
 
@@ -268,6 +290,7 @@ def readable(keys: Keys, name: str, raw: RawKey) -> bool:
         keys.tenure: _tenure,
         keys.resigned: _resigned,
         keys.insync: _insync,
+        keys.rebased: _rebased,
         keys.halt: _halt,
         keys.switchover: _switchover,
     }

@@ -7,7 +7,8 @@ leadership safe, whatever leases and watches do:
 
 - acquire: `leader` is absent, `tenure` and `insync` are as seen;
 - renew, resign, change of `insync`: create_revision(`leader`) is our term;
-- evict: mod_revision(`leader`) is the one that stood for a whole ttl.
+- evict: mod_revision(`leader`) is the one that stood for a whole ttl;
+- rebase: `leader` is absent, and everything that it replaces is as seen.
 
 Pure: `registry.py` sends them and reports what came of it. Read next: `keys.py` (the values), `core/lease.py` (when).
 """
@@ -20,7 +21,9 @@ from typing import Any, NamedTuple
 
 from . import keys as k
 from .core import actions as act
-from .core.ids import Instant, NodeId, Term
+from .core.ids import Instant, JournalId, NodeId, Term
+from .core.lease import View
+from .core.rebase import Rebased
 from .etcd.model import Op, Txn, TxnResult, absent, create_revision, delete, get, mod_revision, put
 
 
@@ -160,6 +163,25 @@ def insync_outcome(members: Mapping[str, str], answer: TxnResult) -> InSyncOutco
     kvs = answer.responses[0].kvs
     stands = k.insync_of(k.RawKey.of(kvs[0]) if kvs else None)
     return InSyncOutcome("refused", {str(n): str(j) for n, j in stands.members.items()}, stands.mod_revision)
+
+
+# -- an etcd that was restored or replaced -------------------------------------------------------------------
+
+
+def rebase(keys: k.Keys, me: Identity, journal_id: JournalId, seen: View, to: Rebased) -> Txn:
+    """From here on nobody may lead, or with `to.lead`, who is `me`, only this journal: its revision is then the token
+    that every later one exceeds. `to.mod_revision` is that of the `rebased` that was seen together with `seen`."""
+    members = {to.lead: journal_id} if to.lead is not None else {}
+    tenure = [put(keys.tenure, me.tenure())] if to.lead is not None else []
+    return Txn(
+        (
+            absent(keys.leader),
+            mod_revision(keys.tenure) == (seen.tenure.token if seen.tenure else 0),
+            mod_revision(keys.insync) == seen.insync.mod_revision,
+            mod_revision(keys.rebased) == to.mod_revision,
+        ),
+        (put(keys.rebased, k.rebased_value(to)), put(keys.insync, k.dump(members=members)), *tenure),
+    )
 
 
 # -- the kill latch ----------------------------------------------------------------------------------------

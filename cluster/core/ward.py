@@ -8,16 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .ids import NS_PER_S, Instant, JournalId, Term
+from .rebase import REMEDY
 
 MS = NS_PER_S // 1000
 STANDBY_PATIENCE = 4
 STABLE = 5 * NS_PER_S
 """A worker that lived so long is restarted without the back-off that its predecessors earned."""
-
-START_OVER = (
-    "start over on this etcd: stop all nodes, move their data directories away, and have the gate's Redis and the "
-    "venue forget the tokens that they have seen"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +56,13 @@ class Worker:
         remembered and the tenure that etcd shows, when that was lower for long enough to be sure."""
         if behind is not None:
             return (
-                f"etcd's last tenure {behind[1]} is lower than term {behind[0]}, which this node has seen: etcd was "
-                "restored from a backup or replaced, and its tokens would repeat. Restore it with a "
-                f"revision bump (etcdutl snapshot restore --bump-revision), or {START_OVER}"
+                f"etcd's last tenure {behind[1]} is lower than term {behind[0]}, which this node has seen: it is not "
+                f"the etcd that it was, and its tokens would repeat. {REMEDY}"
             )
         if 0 != self.etcd_cluster_id != cluster_id:
             return (
                 f"etcd's cluster id {cluster_id:x} is not {self.etcd_cluster_id:x}, which this node's journal belongs "
-                f"to. Correct etcd.endpoints, or {START_OVER}"
+                f"to. If the endpoints are wrong, correct etcd.endpoints. {REMEDY}"
             )
         return None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cluster.core.errors import BatonError, OutcomeUnknown, Stop, Unreachable
+from cluster.core.rebase import REMEDY
 from cluster.rpc.etcd import transactions
 
 # -- errors -----------------------------------------------------------------------------------------------
@@ -35,8 +36,8 @@ class WrongCluster(Stop):
 
     def __init__(self, expected: int, found: int, endpoint: str) -> None:
         super().__init__(
-            f"etcd at {endpoint} is cluster {found:x}, expected cluster {expected:x}: the endpoint is wrong, or etcd "
-            "was rebuilt. Correct the endpoints, or start over: stop all nodes and move their data directories away"
+            f"etcd at {endpoint} is cluster {found:x}, expected cluster {expected:x}. If the endpoint is wrong, "
+            f"correct etcd.endpoints. {REMEDY}"
         )
         self.expected, self.found = expected, found
 
@@ -46,8 +47,7 @@ class RevisionRolledBack(Stop):
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__(
-            f"etcd went back from revision {before} to {after}: it was restored or has lost data. "
-            "Restore it with a revision bump, or start over: stop all nodes and move their data directories away"
+            f"etcd went back from revision {before} to {after}: it was restored or has lost data. {REMEDY}"
         )
         self.before, self.after = before, after
 

@@ -2,7 +2,7 @@
 
 Each command imports what it needs when it runs, so that `baton version` and `baton node run` start fast. The groups:
 `local.py` (up, down), `look.py` (status, history, orders, positions, switchover), `parts.py` (what other processes are
-made of: node, venue, feed), `check.py` (config, journal, doctor, version).
+made of: node, venue, feed), `check.py` (config, journal, doctor, version), `fence.py` (fence).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import typer
 
 from cluster.core.errors import BatonError
-from node.cli import check, local, look, out, parts
+from node.cli import check, fence, local, look, out, parts
 
 app = typer.Typer(
     name="baton",
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (local, look, check, parts):
+for group in (local, look, check, parts, fence):
     group.register(app)
 
 

@@ -308,19 +308,13 @@ def _print_accepted(text: str, output: Format) -> None:
 
 def _ask(asked: list[str], target: str | None) -> str:
     """Ask the first node that can be reached, once. Raises Refused, OutcomeUnknown, Unreachable."""
-    import getpass
-    import socket
-
     from node.client import Answered, post_json
 
-    try:
-        actor = f"{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):  # a user without a name, as in some containers
-        actor = f"baton@{socket.gethostname()}"
+    who = actor()
     why = []
     for url in asked:
         try:
-            answer = post_json(url, "/v1/switchover", {"target": target, "actor": actor}, timeout_s=_ASK_TIMEOUT_S)
+            answer = post_json(url, "/v1/switchover", {"target": target, "actor": who}, timeout_s=_ASK_TIMEOUT_S)
         except Unreachable as e:
             why.append(str(e))
         except Answered as e:
@@ -333,6 +327,17 @@ def _ask(asked: list[str], target: str | None) -> str:
         else:
             return str(answer.get("text") or "accepted")
     raise Unreachable("; ".join(why))
+
+
+def actor() -> str:
+    """Who asks, for the record."""
+    import getpass
+    import socket
+
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):  # a user without a name, as in some containers
+        return f"baton@{socket.gethostname()}"
 
 
 def _wait_for_new_leader(asked: list[str], old_token: int, deadline: int) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from cluster import keys as k
 from cluster import transactions as tx
 from cluster.core import actions as act
 from cluster.core.events import Answer
-from cluster.core.ids import Instant, JournalId, NodeId, Term
-from cluster.core.lease import View
+from cluster.core.ids import Instant, JournalId, LogIndex, NodeId, Term
+from cluster.core.lease import InSync, View
+from cluster.core.rebase import End, Rebased
 from cluster.etcd import (
     Compare,
     EtcdRefused,
@@ -181,6 +182,31 @@ class EtcdContract:
         assert (view.leader, view.ended_properly) == (None, True)
         assert (view.resigned.reason, view.resigned.actor, view.resigned.at) == ("evicted", "n2", 90)
         assert await one.renew(token) is Answer.REFUSED
+
+    async def test_a_rebase_rests_on_a_vacancy_and_its_revision_is_a_token(self, pair):
+        one, other = pair
+
+        async def rebase(seen: View, lead: NodeId | None, noted: int) -> TxnResult:
+            to = Rebased(seen.cluster_id, {NodeId("n2"): End(Term(3), LogIndex(9))}, lead, noted)
+            return await other.send(tx.rebase(other.keys, other.me, JournalId("j2"), seen, to))
+
+        _, token = await one.acquire()
+        assert not (await rebase(await one.view(), None, 0)).succeeded
+        await one.resign(token)
+        seen = await one.view()
+        done = await rebase(seen, None, 0)
+        view = await one.view()
+        assert (done.succeeded, view.insync, view.tenure) == (True, InSync({}, done.revision), seen.tenure)
+        assert not (await rebase(seen, NodeId("n2"), done.revision)).succeeded  # `insync` is not the one that it saw
+        assert not (await rebase(view, NodeId("n2"), 0)).succeeded
+        named = await rebase(view, NodeId("n2"), done.revision)
+        view = await one.view()
+        assert (view.tenure.node, view.tenure.token, view.ended_properly) == ("n2", named.revision, False)
+        assert view.insync == InSync({NodeId("n2"): JournalId("j2")}, named.revision)
+        assert await one.resign(token) is Answer.REFUSED
+        assert await other.resign(named.revision) is Answer.DONE
+        answer, higher = await other.acquire(tenure=named.revision, insync=named.revision)
+        assert (answer, higher > named.revision) == (Answer.DONE, True)
 
     async def test_a_resignation_is_done_once_also_when_the_key_had_vanished(self, pair):
         one, other = pair

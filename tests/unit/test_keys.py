@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cluster.core.ids import Instant, NodeId
+from cluster.core.ids import Instant, LogIndex, NodeId, Term
 from cluster.core.lease import Sightings, acquire_from, evict_from
+from cluster.core.rebase import End, Rebased
 from cluster.keys import (
     STRANGER,
     VALUE_MAX,
@@ -20,6 +21,8 @@ from cluster.keys import (
     insync_of,
     load,
     readable,
+    rebased_of,
+    rebased_value,
     switchover_of,
     unreadable,
     view_of,
@@ -63,7 +66,7 @@ def view(**values: Any) -> Any:
 def test_the_names_are_those_of_the_design():
     assert (KEYS.prefix, KEYS.leader, KEYS.tenure) == ("/baton/c1/", "/baton/c1/leader", "/baton/c1/tenure")
     assert (KEYS.resigned, KEYS.insync) == ("/baton/c1/resigned", "/baton/c1/insync")
-    assert KEYS.halt == "/baton/c1/halt"
+    assert (KEYS.rebased, KEYS.halt) == ("/baton/c1/rebased", "/baton/c1/halt")
     assert KEYS.member("n1") == "/baton/c1/members/n1"
     assert KEYS.answer("r") == "/baton/c1/control/answers/r"
 
@@ -82,6 +85,26 @@ def test_what_is_written_is_read_back():
     assert (v.resigned.token, v.resigned.successor, v.resigned.at) == (7, "n2", 5)
     assert (v.insync.members, v.insync.mod_revision) == ({"n1": "j1", "n2": "j2"}, 8)
     assert (v.revision, v.cluster_id) == (9, 0xC1)
+
+
+def test_what_was_rebased_is_read_back_and_what_cannot_be_read_speaks_of_no_etcd():
+    ends = {NodeId("n1"): End(Term(4), LogIndex(17)), NodeId("n2"): End(Term(0), LogIndex(0))}
+    for lead in (None, NodeId("n2")):
+        said = Rebased(0xFFFF_FFFF_FFFF_FFFF, ends, lead, 8)
+        assert rebased_of(raw(rebased_value(said))) == said
+        assert readable(KEYS, KEYS.rebased, raw(rebased_value(said)))
+    assert rebased_of(None) == Rebased()
+    good = {"etcd": "c1", "ends": {"n1": [4, 17]}, "lead": None}
+    for junk in (
+        b"junk",
+        {},
+        good | {"lead": "n9"},
+        good | {"ends": {"n1": 4}},
+        good | {"ends": []},
+        good | {"etcd": 7},
+    ):
+        assert rebased_of(raw(junk)) == Rebased(mod_revision=8)
+        assert not readable(KEYS, KEYS.rebased, raw(junk))
 
 
 def test_kill_latch_is_its_reason_and_an_unreadable_one_is_set():

@@ -90,8 +90,8 @@ def wipe(server: LocalEtcd, *, token: str = "") -> None:
 @pytest.mark.parametrize(
     ("token", "told", "remedy"),
     [
-        ("", "etcd went back from revision", "Restore it with a revision bump"),
-        ("another", ", expected cluster ", "Correct the endpoints"),
+        ("", "etcd went back from revision", "stop all nodes and run `baton fence rebase` on each"),
+        ("another", ", expected cluster ", "correct etcd.endpoints"),
     ],
     ids=["older", "other"],
 )
@@ -205,14 +205,18 @@ def test_nobody_leads_while_the_insync_set_cannot_be_read(cluster_of):
     cluster.wait_leader()
 
 
-def test_nobody_leads_when_it_is_not_known_who_held_everything(cluster_of):
-    """`insync` deleted by hand, in a cluster that has led."""
+@pytest.mark.parametrize("how", ["deleted", "nobody"])
+def test_nobody_leads_when_it_is_not_known_who_held_everything(cluster_of, how):
+    """`insync` deleted by hand, or naming nobody, as after a rebase without --lead; in a cluster that has led."""
     cluster = cluster_of(2, ttl_s=1.0).start()
     leader = cluster.wait_whole()
     members = cluster.key(cluster.keys.insync).value
     token = cluster.token()
     leader.order("behave", "alone")
-    cluster.etcd.delete(cluster.keys.insync)
+    if how == "deleted":
+        cluster.etcd.delete(cluster.keys.insync)
+    else:
+        cluster.etcd.put(cluster.keys.insync, '{"members":{}}')
     leader.order("signal", "SIGKILL")
     until(lambda: cluster.resigned.get("token") == token, "it has resigned")
     waited_from = boottime_ns()
@@ -220,7 +224,7 @@ def test_nobody_leads_when_it_is_not_known_who_held_everything(cluster_of):
     assert not cluster.token()
     for node in cluster.nodes.values():
         (said,) = node.log("insync_missing", key=cluster.keys.insync)  # once, and what to do
-        assert "etcdctl" in said["remedy"]
+        assert "baton fence rebase" in said["remedy"]
     cluster.etcd.put(cluster.keys.insync, members)
     cluster.wait_leader(after=token)
 

@@ -457,7 +457,7 @@ def test_etcd_restored_to_a_lower_revision_stops_with_the_remedy() -> None:
     out = n.run(60)
     assert [type(a) for a in out[:3]] == [act.ClearPermit, act.KillWorker, act.StopNode]
     why = one(out, act.StopNode).why
-    for part in ("tenure 50", "term 80", "--bump-revision", "move their data directories away"):
+    for part in ("tenure 50", "term 80", "stop all nodes", "`baton fence rebase` on each", "--lead"):
         assert part in why
     assert n.tick() == []
     assert n.e.wake_at() is None
@@ -492,7 +492,7 @@ def test_another_etcd_cluster_stops_at_once() -> None:
     n.feed(view(90))
     out = n.hello(cluster_id=0xBAD)
     why = one(out, act.StopNode).why
-    for part in ("c1", "bad", "etcd.endpoints", "move their data directories away"):
+    for part in ("c1", "bad", "etcd.endpoints", "`baton fence rebase` on each"):
         assert part in why
     assert n.feed(view(95)) == []
 
