@@ -105,7 +105,14 @@ def bare_gate(directory: Path, n: int) -> Row:
             gate = RedisGate(server.url, cluster="bench", holder="bench", timeout_s=2.0, claim_ttl_s=60)
             await gate.connect()
             await gate.arm(1)
-            samples = await timed(n, lambda i: gate.claim_many(1, [f"bench{i}"]))
+            await gate.note_latch(1, None)
+
+            async def claim(i: int) -> None:
+                (got,) = await gate.claim_many(1, [f"bench{i}"])
+                if not got.ok:
+                    raise RuntimeError(f"the gate refused bench{i}: {got}")
+
+            samples = await timed(n, claim)
             await gate.close()
             return samples
 

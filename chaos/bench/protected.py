@@ -27,6 +27,7 @@ async def measure(directory: Path, count: int, *, writers: int = 1, with_gate: b
         gate = RedisGate(redis.url, cluster="bench", holder="bench", timeout_s=2.0, claim_ttl_s=60)
         await gate.connect()
         await gate.arm(TOKEN)
+        await gate.note_latch(TOKEN, None)
         claimer = GateClaimer(gate, TOKEN)
         serving = asyncio.create_task(claimer.run())
         address = await leader.start()
