@@ -27,6 +27,7 @@ from cluster.clock import boottime_ns
 from cluster.core.ids import NS_PER_S, ns
 from cluster.keys import Keys
 from cluster.spec import KeeperSpec
+from node.local.process import ProcessId
 from node.local.servers import LocalEtcd, Proc
 
 LIMIT_S = 20.0
@@ -345,11 +346,7 @@ def _command(pid: int) -> str:
 
 def gone(pid: int) -> bool:
     """Ended with all its threads, so that it holds no lock; its parent may be dead or yet to wait for it."""
-    try:
-        process = psutil.Process(pid)
-        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
-    except psutil.NoSuchProcess:
-        return True
+    return ProcessId.of(pid) is None
 
 
 def wait_died(pid: int, limit_s: float = LIMIT_S) -> int:
