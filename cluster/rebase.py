@@ -11,12 +11,13 @@ node still stops as before, and doing it all again completes it.
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
 from . import keys as k
 from .core import actions as act
 from .core.errors import OutcomeUnknown
-from .core.ids import NodeId, Term
+from .core.ids import NS_PER_S, NodeId, Term
 from .core.lease import View
 from .core.rebase import End, Kept, Plan, Rebased, RebaseRefused, plan
 from .etcd import EtcdClient, Snapshot
@@ -63,6 +64,10 @@ async def carry_out(spec: KeeperSpec, home: Home, journal: Journal, found: Found
     async with etcd_client(spec.etcd | {"cluster_id": found.plan.cluster_id}) as etcd:
         me = Identity(spec.node, "", home.id, int(spec.rules["ttl"]))
         registry = Registry(etcd, k.Keys(spec.cluster), me, _TIMEOUT_S)
+        if to is not None and to.lead is not None and found.view.tenure is not None and not found.view.ended_properly:
+            # Should its leader run after all: `leader` was absent in the look and is so in `_write`, so no renewal came
+            # between, and a ttl after the look its permit has ended.
+            await asyncio.sleep(found.view.tenure.ttl / NS_PER_S)
         revision = await _write(etcd, registry, found, to) if to is not None else 0
         await journal.set_etcd_cluster_id(found.plan.cluster_id)
         if to is not None and to.lead is not None:

@@ -18,6 +18,10 @@ Why a proposed addition counts at once (the lost reply):
 4. A dies; B leads without 101, and an order that was sent is forgotten.
 And why a removal counts only once confirmed: the same story backwards, with B cut off at step 3.
 
+Why what was inherited is committed only together with an entry of our own term (Raft, 5.4.2): whoever holds a committed
+entry then ends in the term that committed it, or in a later one. Of any journals that are left, the one that ends
+highest holds it, also where `insync` is lost and nothing else can tell (`rebase.py`).
+
 Why an unknown answer is settled only by a *higher* revision, never by reading the old state again: the lost request
 may still be on its way, and its compare would still hold. So the very same change is proposed again until one
 attempt is answered for certain: at most one of them can succeed, since all compare the same revision.
@@ -333,7 +337,7 @@ class Commitment:
     def _advance(self) -> list[Action]:
         index = min((p.durable for p in self._counted), default=self._local)
         index = min(index, self._local)
-        if index <= self.commit or self._over:
+        if index <= max(self.commit, self._inherited) or self._over:
             return []
         self.commit = index
         return [CommitAdvanced(index)]

@@ -13,10 +13,11 @@ In that order, and in any other, these hold:
 - a journal takes it only once its `insync` is not the restored one any more;
 - no journal is named to lead that ends lower than one that `rebased` knows.
 
-Why the highest end by (term, index) is the right one: a committed entry was durable on the whole in-sync set. Every
-later leader came out of that set, so it holds the entry, and so does whoever has an entry of a later term. Within one
-term every log is a beginning of the leader's, so the longest holds it. It takes one journal of the last in-sync set
-among those that are left; no rule can replace that. Read next: `cluster/rebase.py`, which carries this out.
+Why the highest end by (term, index) is the right one: a committed entry was durable on the whole in-sync set, with one
+of the term that committed it (`insync.py`). Every later leader came out of that set, so it holds the entry, and so does
+whoever has an entry of a later term than that one. Within one term every log is a beginning of the leader's, so the
+longest holds it. It takes one journal of the last in-sync set among those that are left; no rule can replace that.
+Read next: `cluster/rebase.py`, which carries this out.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def plan(view: View, found: Rebased, mine: Kept, *, lead: bool) -> Plan:
 
     The transaction compares everything that this rests on."""
     if view.revision <= mine.highest_term:
-        raise RebaseRefused(_too_low(view.revision, mine.highest_term))
+        raise RebaseRefused(_too_low(view, mine))
     here = found.cluster_id == view.cluster_id  # else it came with the backup, and speaks of another etcd
     led_since = view.leader is not None or (view.tenure is not None and view.tenure.token > found.mod_revision)
     if not lead and here and found.lead is not None and found.mod_revision > mine.highest_term:
@@ -101,6 +102,8 @@ def plan(view: View, found: Rebased, mine: Kept, *, lead: bool) -> Plan:
         return Plan(view.cluster_id)
     if view.leader is not None:
         raise RebaseRefused(_leader_there(view.leader))
+    if lead and here and led_since:
+        raise RebaseRefused(_led_since(view, mine.node))
     ends = dict(found.ends) if here and not led_since else {}  # else of an earlier time, which is over
     ends[mine.node] = mine.end
     if lead:
@@ -128,11 +131,29 @@ def _require_highest(ends: Mapping[NodeId, End], mine: Kept) -> None:
         )
 
 
-def _too_low(revision: int, highest: Term) -> str:
+def _too_low(view: View, mine: Kept) -> str:
+    revision, highest = view.revision, mine.highest_term
     bump = max(BUMP_MIN, 10 ** len(str(highest - revision)))
-    return (
+    repeats = (
         f"etcd's revision {revision} is not above term {highest}, which this node has seen: its tokens would repeat. "
-        f"Restore the snapshot again: etcdutl snapshot restore --bump-revision {bump} --mark-compacted"
+    )
+    if view.leader is not None:
+        return (
+            f"{repeats}{view.leader.node} leads on this etcd: if it is to go on, move this node's data directory away, "
+            "so that it fetches everything anew. Else stop all nodes and run this again"
+        )
+    return (
+        f"{repeats}Restore the snapshot again: etcdutl snapshot restore --bump-revision {bump} --mark-compacted, with "
+        "an --initial-cluster-token that was never used, and run this on every node again"
+    )
+
+
+def _led_since(view: View, mine: NodeId) -> str:
+    token, node = (view.tenure.token, view.tenure.node) if view.tenure is not None else (0, "?")
+    return (
+        f"{node} has led on this etcd since it was rebased, with token {token}: its journal may hold what that of "
+        f"{mine} lacks. Stop all nodes and run this on each without --lead first. If every journal that was in sync "
+        "since is lost, delete the cluster's key `rebased` with etcdctl before"
     )
 
 

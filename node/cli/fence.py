@@ -41,7 +41,7 @@ def rebase(
 
     from cluster.core.rebase import RebaseRefused
     from cluster.home import Home, HomeBusy
-    from cluster.journal import Journal
+    from cluster.journal import Journal, JournalLocked
     from cluster.rebase import carry_out, kept, look
     from node.config import load_config
     from node.doctor import JOURNAL_FILE
@@ -65,7 +65,7 @@ def rebase(
             _tell(spec.cluster, path, found)
             _confirm(spec.cluster, yes)
             asyncio.run(carry_out(spec, home, journal, found, actor()))
-    except (HomeBusy, RebaseRefused) as e:
+    except (HomeBusy, JournalLocked, RebaseRefused) as e:
         raise out.Refused(str(e)) from e
     _tell_next(found)
 
@@ -84,9 +84,16 @@ def _tell(cluster: str, path: Path, found: Found) -> None:
     ends = to.ends if to is not None else found.rebased.ends
     print("  rebased on it: " + "; ".join(f"{node} ends at {end}" for node, end in sorted(ends.items())))
     sys.stdout.flush()
+    if mine.etcd_cluster_id == view.cluster_id != found.rebased.cluster_id:
+        out.say(
+            f"{mine.node} belongs to this etcd already, and nobody was rebased on it: if it was started too early, with"
+        )
+        out.say("an empty journal, its end is above all others and means nothing: do not let it lead.")
     out.say(f"All nodes of cluster {cluster} must be stopped. This makes that etcd the one of {mine.node}.")
     if to is None:
-        out.say(f"{found.rebased.lead} was named to lead there; {mine.node} follows and catches up.")
+        led = found.rebased.lead
+        then = ", and still is" if led == mine.node else f"; {mine.node} follows and catches up"
+        out.say(f"{led} was named to lead there{then}.")
     elif to.lead is None:
         out.say("In it, nobody is in sync any more: nobody leads before this was run somewhere with --lead.")
     else:
@@ -97,7 +104,7 @@ def _confirm(cluster: str, yes: str | None) -> None:
     """Raises Refused unless the cluster's name is given or typed."""
     if yes is None:
         out.say("Type the cluster's name to go on:")
-        yes = sys.stdin.readline().strip()
+        yes = sys.stdin.readline().strip() if sys.stdin is not None else ""
     if yes != cluster:
         raise out.Refused(f"{yes!r} is not this cluster's name; nothing was changed")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cluster.clock import boottime_ns
 from cluster.core.errors import JournalBroken
 from cluster.core.ids import LogIndex, Term
 from cluster.core.log import BEGINNING, Entry, make_entry
@@ -145,6 +146,7 @@ def test_each_node_says_where_its_journal_ends_and_the_one_that_ends_highest_lea
     assert "--lead on n1" in refuses(3, short.config, "--lead", "--yes", CLUSTER)
     ran = baton("fence", "rebase", long.config, "--lead", "--yes", CLUSTER)
     assert (ran.code, "n1 is rebased, and leads next" in ran.err) == (0, True)
+    assert "n1 was named to lead there, and still is" in baton("fence", "rebase", long.config, "--yes", CLUSTER).err
     assert value(etcd, KEYS.insync) == {"members": {"n1": long.journal_id}}
     tenure, resigned = etcd.keys(KEYS.prefix)[KEYS.tenure], value(etcd, KEYS.resigned)
     assert tenure.modified > HIGHEST
@@ -180,6 +182,8 @@ def test_it_asks_for_the_name_and_changes_nothing_without(baton, etcd, long, ref
         return
     assert refuses(3, long.config).endswith(f"{typed.strip()!r} is not this cluster's name; nothing was changed")
     assert "n2" in refuses(3, long.config, "--yes", "n2")
+    monkeypatch.setattr(sys, "stdin", None)  # closed
+    assert refuses(3, long.config).endswith("nothing was changed")
     assert (etcd.keys(KEYS.prefix), long.etcd_cluster_id) == ({}, 0xDEAD)
 
 
@@ -203,6 +207,15 @@ def test_an_etcd_on_which_somebody_leads_is_refused(etcd, long, refuses):
     etcd.put(KEYS.leader, json.dumps(leader))
     said = refuses(3, long.config, "--yes", CLUSTER)
     assert "n7 leads on this etcd" in said and "wait 4 s" in said
+
+
+def test_the_next_leader_is_not_named_before_the_permit_of_one_that_runs_after_all_has_ended(baton, etcd, long):
+    """Its key has vanished, nobody has resigned for it: what follows resigns at once, and nobody waits any more."""
+    etcd.put(KEYS.tenure, json.dumps({"node": "n7", "incarnation": "i", "home": "h", "ttl_ms": 1500}))
+    began = boottime_ns()
+    assert baton("fence", "rebase", long.config, "--lead", "--yes", CLUSTER).code == 0
+    assert boottime_ns() - began >= 1500 * 1_000_000
+    assert value(etcd, KEYS.resigned)["token"] == etcd.keys(KEYS.prefix)[KEYS.tenure].modified
 
 
 def test_a_latch_that_is_set_is_shown(baton, etcd, long):

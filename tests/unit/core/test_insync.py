@@ -110,6 +110,17 @@ def test_a_late_acknowledgement_never_takes_anything_back() -> None:
     assert leader.commit == 12
 
 
+def test_what_was_inherited_is_committed_only_together_with_an_entry_of_our_own_term() -> None:
+    """Else B, with entry 10 of an old term at its end, would hold a committed entry that a journal with a later end
+    lacks: of one that led in between, and wrote another entry 10. It matters once `insync` is lost (core/rebase.py)."""
+    leader = Leader(B, commit=9)
+    leader.acked(B, 10)
+    leader.wrote(11)
+    assert leader.commit == 9
+    leader.acked(B, 11)
+    assert leader.commit == 11
+
+
 def test_a_lone_leader_commits_with_its_own_disk() -> None:
     leader = Leader()
     leader.wrote(11)

@@ -158,6 +158,21 @@ def test_who_comes_once_somebody_leads_only_has_to_remember_this_etcd(world):
     assert world.nodes["n1"].etcd_cluster_id == 0xB
 
 
+def test_once_somebody_has_led_another_is_not_named_before_who_was_there_has_been_asked(world):
+    """n1 is started too early, leads, and is stopped; the journal of n2 knows nothing of it."""
+    world.rebase("n1", lead=True)
+    token = world.lead("n1", ("n1",))
+    with pytest.raises(RebaseRefused, match=f"n1 has led on this etcd .*token {token}: .* without --lead first"):
+        world.plan("n2", lead=True)
+    world.rebase("n2")  # it was not there: this names nobody, and changes nothing
+    with pytest.raises(RebaseRefused, match="without --lead first"):
+        world.plan("n2", lead=True)
+    world.rebase("n1")
+    with pytest.raises(RebaseRefused, match=r"the journal of n1 ends at .*--lead on n1"):
+        world.plan("n2", lead=True)
+    world.rebase("n1", lead=True)
+
+
 def test_a_choice_whose_token_a_journal_has_seen_already_falls(world):
     world.rebase("n2", lead=True)
     world.nodes["n3"] = replace(world.nodes["n3"], highest_term=Term(world.etcd.revision + 5))
@@ -179,7 +194,8 @@ def test_an_etcd_whose_tokens_would_repeat_is_refused_with_a_bump_that_is_enough
     highest = world.nodes["n1"].highest_term
     with pytest.raises(RebaseRefused) as e:
         world.plan("n1", lead=lead)
-    for part in (f"revision {world.etcd.revision} ", f"term {highest},", f"--bump-revision {BUMP_MIN} --mark"):
+    again = "--initial-cluster-token that was never used, and run this on every node again"
+    for part in (f"revision {world.etcd.revision} ", f"term {highest},", f"--bump-revision {BUMP_MIN} --mark", again):
         assert part in str(e.value)
     world.nodes["n1"] = replace(world.nodes["n1"], highest_term=Term(world.etcd.revision + 123_456_789))
     with pytest.raises(RebaseRefused, match="--bump-revision 1000000000 "):
@@ -189,6 +205,15 @@ def test_an_etcd_whose_tokens_would_repeat_is_refused_with_a_bump_that_is_enough
         world.plan("n1")
     world.nodes["n1"] = replace(world.nodes["n1"], highest_term=Term(world.etcd.revision - 1))
     world.rebase("n1")
+
+
+def test_a_late_node_that_has_seen_more_than_a_cluster_that_trades_is_not_told_to_restore_etcd(world):
+    world.nodes["n3"] = replace(world.nodes["n3"], highest_term=Term(world.etcd.revision + 100))
+    world.rebase("n1", lead=True)
+    lease = world.etcd.lease_grant(3)
+    world.etcd.put(KEYS.leader, dump(node="n1", incarnation="i", home="h", ttl_ms=1500, attempt=1, renewal=4), lease.id)
+    with pytest.raises(RebaseRefused, match=r"n1 leads on this etcd: .* move this node's data directory away"):
+        world.plan("n3")
 
 
 @pytest.mark.parametrize("lead", [False, True])
