@@ -53,7 +53,7 @@ proto: setup  ## regenerate cluster/rpc from proto/
 
 lock: ## resolve requirements.lock anew (needs pip-tools)
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host \
-	  --extra local --extra dev --output-file requirements.lock pyproject.toml
+	  --no-emit-find-links --extra local --extra dev --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) dist baton-data bench-results simulate-results .mypy_cache .ruff_cache .pytest_cache .hypothesis

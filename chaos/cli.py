@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ from node.cli.app import main as run
 from node.cli.out import Format
 
 if TYPE_CHECKING:
+    from chaos.check.evidence import Evidence
     from node.local.cluster import Options
 
 
@@ -121,7 +123,7 @@ def audit(
     """Judge what happened, from records alone; reads, never writes, and the cluster may be trading. The venue's record
     by itself shows whether a decision was executed twice and whether two leaders' terms interleave; every other one
     lets more be judged. Exit 0 PASS, 1 FAIL, 3 INVALID (a record is not whole), 4 INCONCLUSIVE (nothing is wrong, and
-    some danger never arose)."""
+    some danger never arose); 5 where the gate or a journal did not answer in time."""
     from chaos.check.audit import Named, WrongInput, gather
     from chaos.check.invariants import check
     from chaos.check.verdict import as_json, table
@@ -141,8 +143,20 @@ def audit(
     elif output is Format.TSV:
         out.emit_tsv(("id", "level", "statement", "covers", "violations", "note"), told["invariants"])
     else:
-        print("\n".join(table(verdict)))
+        print("\n".join([*table(verdict), *_end_of(found)]))
     raise typer.Exit(verdict.exit_code)
+
+
+def _end_of(found: Evidence) -> list[str]:
+    """How far the venue's record goes: no chain tells whether its end was cut off."""
+    if not found.venue:
+        return []
+    last = found.venue[-1]
+    try:
+        when = datetime.fromtimestamp(last["at_ns"] / 1e9, UTC).isoformat(timespec="milliseconds")
+    except (TypeError, ValueError, OverflowError, OSError):  # a line that anybody wrote
+        when = str(last["at_ns"])
+    return [f"the venue's record ends with line {last['venue_seq']}, of {when}"]
 
 
 app.command("demo")(demo)

@@ -212,8 +212,8 @@ class Show:
         self.cluster.hold(old)  # nothing restarts it, and nothing resigns for it: only its lease tells
         try:
             lost_at = time.time_ns()
+            keeper.send(signal.SIGKILL)  # first: else it may see its worker die, and resign
             worker.send(signal.SIGKILL)
-            keeper.send(signal.SIGKILL)
             self._first_order_after(token)
         finally:
             self.cluster.release(old)

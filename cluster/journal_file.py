@@ -10,6 +10,7 @@ Read next: `journal.py`, the running journal.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -105,8 +106,9 @@ class FileLock:
                 f"journal {journal} is open in another process (pid {holder}); "
                 "stop that one first, or give this node another data directory"
             ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # for people only: a full disk shows where it matters
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         os.close(self._fd)

@@ -190,7 +190,8 @@ def _rebased(v: dict[str, Any], raw: RawKey) -> Rebased:
     lead = NodeId(str(v["lead"])) if v["lead"] is not None else None
     if lead is not None and lead not in ends:
         raise ValueError(lead)
-    return Rebased(int(v["etcd"], 16), ends, lead, raw.mod_revision)
+    in_sync = frozenset(NodeId(str(n)) for n in v["in_sync"])
+    return Rebased(int(v["etcd"], 16), ends, lead, in_sync, raw.mod_revision)
 
 
 def rebased_of(raw: RawKey | None) -> Rebased:
@@ -202,7 +203,7 @@ def rebased_of(raw: RawKey | None) -> Rebased:
 
 def rebased_value(rebased: Rebased) -> bytes:
     ends = {str(node): list(end) for node, end in rebased.ends.items()}
-    return dump(etcd=f"{rebased.cluster_id:x}", ends=ends, lead=rebased.lead)
+    return dump(etcd=f"{rebased.cluster_id:x}", ends=ends, lead=rebased.lead, in_sync=sorted(rebased.in_sync))
 
 
 def _halt(v: dict[str, Any], _raw: RawKey) -> str:

@@ -60,6 +60,7 @@ def gather(named: Named) -> Evidence:
             raise WrongInput("--evidence", str(e)) from e
     broken = list(found.broken)
     files = [_journal_file(word) for word in named.journals]
+    _refuse_repeats(files)
     if files:
         tag = _order_tag((_lines(named.record, []) if named.record else found.venue) or ())
         found = found._replace(journals=_journals(files, tag, broken) or None)
@@ -79,13 +80,13 @@ def _lines(named: Path, broken: list[str]) -> list[Line] | None:
     path = _record_file(named)
     if not _is_sqlite(path, "--record"):
         return _exported(path, broken)
-    _check_tables(path)
     lines: list[Line] | None = None
     try:
+        _check_tables(path)
         lines = list(read_record(path))
         verify_record(path)
-    except (JournalCorrupt, ValueError) as e:
-        broken.append(str(e))
+    except (JournalCorrupt, ValueError, sqlite3.DatabaseError) as e:
+        broken.append(str(e) if str(path) in str(e) else f"{path}: {e}")
     return lines
 
 
@@ -110,10 +111,11 @@ def _is_sqlite(path: Path, option: str) -> bool:
 
 
 def _check_tables(path: Path) -> None:
+    """Raises sqlite3.DatabaseError for a file that is damaged."""
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=5.0)) as db:
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error as e:
+    except sqlite3.OperationalError as e:
         raise WrongInput("--record", f"{path} cannot be read: {e}") from e
     if "entries" in tables:
         raise WrongInput(
@@ -125,11 +127,14 @@ def _check_tables(path: Path) -> None:
 
 def _exported(path: Path, broken: list[str]) -> list[Line] | None:
     """What `baton venue record` wrote, a file of evidence, or any history in that form; chained if it says so."""
+    lines: list[Any] = []
     try:
-        texts = [text for text in path.read_text().splitlines() if text]
-        lines = [json.loads(text) for text in texts]
+        lines.extend(json.loads(text) for text in path.read_text().splitlines() if text)
     except ValueError as e:
-        raise WrongInput("--record", f"{path} is neither a venue's record nor JSON lines: {e}") from e
+        if not lines:
+            raise WrongInput("--record", f"{path} is neither a venue's record nor JSON lines: {e}") from e
+        broken.append(f"{path}: what follows its first {len(lines)} lines is cut off or damaged: {e}")
+        return None
     for number, line in enumerate(lines, 1):
         if not isinstance(line, dict) or not line.keys() >= _SURFACE:
             lacks = ", ".join(sorted(_SURFACE - line.keys())) if isinstance(line, dict) else "everything"
@@ -173,6 +178,16 @@ def _journal_file(word: str) -> tuple[str, Path]:
     if not _is_sqlite(path, "--journal"):
         raise WrongInput("--journal", f"{path} is no journal: it is not a database")
     return node, path
+
+
+def _refuse_repeats(files: Sequence[tuple[str, Path]]) -> None:
+    """One journal under two names would agree with itself."""
+    seen: dict[tuple[int, int], str] = {}
+    for node, path in files:
+        found = path.stat()
+        other = seen.setdefault((found.st_dev, found.st_ino), node)
+        if other != node:
+            raise WrongInput("--journal", f"{path} was given as the journal of {other} and of {node}")
 
 
 def _order_tag(lines: Iterable[Line]) -> str:

@@ -70,12 +70,19 @@ class Kept:
 @dataclass(frozen=True, slots=True)
 class Rebased:
     """`rebased`: of which etcd this was said, where journals end, and who was named to lead; None: nobody yet. It stays
-    when others have led since, for nodes that come later. mod_revision 0: there is no key."""
+    when others have led since, for nodes that come later. in_sync: who was, in the `insync` that this replaced.
+    mod_revision 0: there is no key."""
 
     cluster_id: int = 0
     ends: Mapping[NodeId, End] = field(default_factory=dict)
     lead: NodeId | None = None
+    in_sync: frozenset[NodeId] = frozenset()
     mod_revision: int = 0
+
+    @property
+    def missing(self) -> list[NodeId]:
+        """Who was in sync, and has not said where its journal ends."""
+        return sorted(self.in_sync - self.ends.keys())
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +111,15 @@ def plan(view: View, found: Rebased, mine: Kept, *, lead: bool) -> Plan:
         raise RebaseRefused(_leader_there(view.leader))
     if lead and here and led_since:
         raise RebaseRefused(_led_since(view, mine.node))
-    ends = dict(found.ends) if here and not led_since else {}  # else of an earlier time, which is over
+    goes_on = here and not led_since  # else it is of an earlier time, which is over
+    ends = dict(found.ends) if goes_on else {}
     ends[mine.node] = mine.end
+    in_sync = found.in_sync if goes_on else frozenset(view.insync.members)
     if lead:
         _require_highest(ends, mine)
-    return Plan(view.cluster_id, Rebased(view.cluster_id, ends, mine.node if lead else None, found.mod_revision))
+    return Plan(
+        view.cluster_id, Rebased(view.cluster_id, ends, mine.node if lead else None, in_sync, found.mod_revision)
+    )
 
 
 def _require_not_ahead(named: NodeId, its_end: End, end: End) -> None:

@@ -12,6 +12,7 @@ import typer
 from cluster.core.errors import BatonError
 from node.cli import out
 from node.cli.look import actor
+from node.cli.parts import CONFIG
 
 if TYPE_CHECKING:
     from cluster.rebase import Found
@@ -25,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 @fence.command("rebase")
 def rebase(
-    config: Annotated[Path, typer.Argument(help="The node's baton.toml.", metavar="CONFIG")] = Path("baton.toml"),
+    config: Annotated[Path, CONFIG] = Path("baton.toml"),
     lead: Annotated[
         bool, typer.Option("--lead", help="This node leads next: its journal is the one that ends highest.")
     ] = False,
@@ -81,14 +82,17 @@ def _tell(cluster: str, path: Path, found: Found) -> None:
     print(f"  in sync: {', '.join(sorted(view.insync.members)) or 'nobody'}")
     latch = f"set ({view.halted})" if view.halted is not None else "not set"
     print(f"  kill latch: {latch}. One pressed after the backup is not in it: press it again. The gate keeps its own")
-    ends = to.ends if to is not None else found.rebased.ends
-    print("  rebased on it: " + "; ".join(f"{node} ends at {end}" for node, end in sorted(ends.items())))
+    here = found.rebased.cluster_id == view.cluster_id
+    ends = [f"{node} ends at {end}" for node, end in sorted(found.rebased.ends.items())] if here else []
+    print("  rebased on it so far: " + ("; ".join(ends) or "nobody"))
     sys.stdout.flush()
-    if mine.etcd_cluster_id == view.cluster_id != found.rebased.cluster_id:
+    if mine.etcd_cluster_id == view.cluster_id and not here:
         out.say(
-            f"{mine.node} belongs to this etcd already, and nobody was rebased on it: if it was started too early, with"
+            f"{mine.node} belongs to this etcd already: if etcd was not restored, nothing has to be done. If it was,"
         )
-        out.say("an empty journal, its end is above all others and means nothing: do not let it lead.")
+        out.say(
+            f"and {mine.node} was started too early with an empty journal, its end means nothing: it must not lead."
+        )
     out.say(f"All nodes of cluster {cluster} must be stopped. This makes that etcd the one of {mine.node}.")
     if to is None:
         led = found.rebased.lead
@@ -98,6 +102,10 @@ def _tell(cluster: str, path: Path, found: Found) -> None:
         out.say("In it, nobody is in sync any more: nobody leads before this was run somewhere with --lead.")
     else:
         out.say(f"In it, only {mine.node} is in sync: what its journal lacks is lost. No other one may end higher.")
+        if to.missing:
+            out.say(
+                f"NOT rebased yet, and in sync before: {', '.join(to.missing)}. Do that first, unless they are lost."
+            )
 
 
 def _confirm(cluster: str, yes: str | None) -> None:

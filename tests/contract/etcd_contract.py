@@ -187,7 +187,7 @@ class EtcdContract:
         one, other = pair
 
         async def rebase(seen: View, lead: NodeId | None, noted: int) -> TxnResult:
-            to = Rebased(seen.cluster_id, {NodeId("n2"): End(Term(3), LogIndex(9))}, lead, noted)
+            to = Rebased(seen.cluster_id, {NodeId("n2"): End(Term(3), LogIndex(9))}, lead, mod_revision=noted)
             return await other.send(tx.rebase(other.keys, other.me, JournalId("j2"), seen, to))
 
         _, token = await one.acquire()

@@ -62,7 +62,7 @@ def test_a_cluster_goes_on_with_a_restored_etcd_after_a_rebase_and_not_before(dr
     d.kill_everything()
     configs = {n: d.cluster.config_file(n) for n in d.nodes}
     with restored(d.cluster, directory / "backup") as etcd:
-        refused = baton("fence", "rebase", configs["n1"], "--yes", "local")
+        refused = baton("fence", "rebase", "-c", configs["n1"], "--yes", "local")
         assert refused.returncode == 3 and "--bump-revision" in refused.stderr
         while Etcd(etcd).put("/elsewhere", "") <= token:  # in place of a restore with a bump, which this etcd lacks
             pass
@@ -71,13 +71,13 @@ def test_a_cluster_goes_on_with_a_restored_etcd_after_a_rebase_and_not_before(dr
             assert stopped.returncode == 3 and "run `baton fence rebase` on each" in stopped.stderr
         for config in configs.values():
             # The leader key came with the backup, and goes with its lease.
-            until("it is rebased", lambda c=config: baton("fence", "rebase", c, "--yes", "local").returncode == 0)
+            until("it is rebased", lambda c=config: baton("fence", "rebase", "-c", c, "--yes", "local").returncode == 0)
         stopped = baton("node", "run", "--config", configs["n1"])
         assert stopped.returncode == 3 and "with --lead on the one whose journal ends highest" in stopped.stderr
         verified = json.loads(baton("journal", "verify", "--dir", d.cluster.dir, "-o", "json").stdout)["journals"]
         ends = {n: (j["last_term"], j["last_index"]) for n in d.nodes for j in verified if f"/{n}/" in j["path"]}
         for node, end in sorted(ends.items(), key=lambda named: named[1]):
-            named = baton("fence", "rebase", configs[node], "--lead", "--yes", "local")
+            named = baton("fence", "rebase", "-c", configs[node], "--lead", "--yes", "local")
             assert named.returncode == (0 if end == max(ends.values()) else 3), named.stderr
     d.start()
     _, later = d.healthy()

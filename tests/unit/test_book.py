@@ -248,7 +248,7 @@ facts_of_one_order = st.lists(
 
 
 @given(facts=facts_of_one_order)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_facts_about_an_order_give_the_same_book_in_any_order(facts: list[object]) -> None:
     digests = set()
     for order in list(permutations(facts))[:40]:
@@ -738,7 +738,7 @@ class BookMachine(RuleBasedStateMachine):
 
 
 TestBookMachine = BookMachine.TestCase
-TestBookMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestBookMachine.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 def _random_journal(rng: random.Random, length: int, keep: Keep) -> Journal:

@@ -90,11 +90,11 @@ def test_what_is_written_is_read_back():
 def test_what_was_rebased_is_read_back_and_what_cannot_be_read_speaks_of_no_etcd():
     ends = {NodeId("n1"): End(Term(4), LogIndex(17)), NodeId("n2"): End(Term(0), LogIndex(0))}
     for lead in (None, NodeId("n2")):
-        said = Rebased(0xFFFF_FFFF_FFFF_FFFF, ends, lead, 8)
+        said = Rebased(0xFFFF_FFFF_FFFF_FFFF, ends, lead, frozenset({NodeId("n3")}), 8)
         assert rebased_of(raw(rebased_value(said))) == said
         assert readable(KEYS, KEYS.rebased, raw(rebased_value(said)))
     assert rebased_of(None) == Rebased()
-    good = {"etcd": "c1", "ends": {"n1": [4, 17]}, "lead": None}
+    good = {"etcd": "c1", "ends": {"n1": [4, 17]}, "lead": None, "in_sync": []}
     for junk in (
         b"junk",
         {},
@@ -102,6 +102,7 @@ def test_what_was_rebased_is_read_back_and_what_cannot_be_read_speaks_of_no_etcd
         good | {"ends": {"n1": 4}},
         good | {"ends": []},
         good | {"etcd": 7},
+        good | {"in_sync": 7},
     ):
         assert rebased_of(raw(junk)) == Rebased(mod_revision=8)
         assert not readable(KEYS, KEYS.rebased, raw(junk))

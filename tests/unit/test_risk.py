@@ -233,7 +233,7 @@ def test_rate_limit_never_allows_more_than_written(num: int, den: int, burst: in
     bps=st.integers(1, 9_999),
     notional=st.integers(1, 3_000_000),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_whatever_passes_keeps_every_promise(
     lots: int,
     buy: int,

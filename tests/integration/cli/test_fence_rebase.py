@@ -117,7 +117,7 @@ def refuses(baton: Baton) -> Refuses:
     """Run it; the one line that it ends with."""
 
     def run(code: int, *words: object) -> str:
-        ran = baton("fence", "rebase", *words)
+        ran = baton("fence", "rebase", "-c", *words)
         last = ran.err.splitlines()[-1]
         assert (ran.code, last.startswith("baton: ")) == (code, True), ran
         return last
@@ -135,23 +135,25 @@ def typing(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 
 def test_each_node_says_where_its_journal_ends_and_the_one_that_ends_highest_leads(baton, etcd, long, short, refuses):
-    ran = baton("fence", "rebase", short.config, "--yes", CLUSTER)
+    ran = baton("fence", "rebase", "-c", short.config, "--yes", CLUSTER)
     assert ran.code == 0, ran
     assert "n2: ends at entry 12 of term 40" in ran.out
     assert "kill latch: not set. One pressed after the backup is not in it: press it again" in ran.out
     assert value(etcd, KEYS.insync) == {"members": {}}
-    ran = baton("fence", "rebase", long.config, "--yes", CLUSTER)
-    assert "rebased on it: n1 ends at entry 9 of term 50; n2 ends at entry 12 of term 40" in ran.out
+    ran = baton("fence", "rebase", "-c", long.config, "--yes", CLUSTER)
+    assert "rebased on it so far: n2 ends at entry 12 of term 40" in ran.out
     assert "highest so far: n1, entry 9 of term 50" in ran.err
     assert "--lead on n1" in refuses(3, short.config, "--lead", "--yes", CLUSTER)
-    ran = baton("fence", "rebase", long.config, "--lead", "--yes", CLUSTER)
+    ran = baton("fence", "rebase", "-c", long.config, "--lead", "--yes", CLUSTER)
     assert (ran.code, "n1 is rebased, and leads next" in ran.err) == (0, True)
-    assert "n1 was named to lead there, and still is" in baton("fence", "rebase", long.config, "--yes", CLUSTER).err
+    assert (
+        "n1 was named to lead there, and still is" in baton("fence", "rebase", "-c", long.config, "--yes", CLUSTER).err
+    )
     assert value(etcd, KEYS.insync) == {"members": {"n1": long.journal_id}}
     tenure, resigned = etcd.keys(KEYS.prefix)[KEYS.tenure], value(etcd, KEYS.resigned)
     assert tenure.modified > HIGHEST
     assert (tenure.json["node"], resigned["token"], resigned["reason"]) == ("n1", tenure.modified, "etcd rebased")
-    ran = baton("fence", "rebase", short.config, "--yes", CLUSTER)
+    ran = baton("fence", "rebase", "-c", short.config, "--yes", CLUSTER)
     assert (ran.code, "n1 was named to lead there; n2 follows" in ran.err) == (0, True)
     assert long.etcd_cluster_id == short.etcd_cluster_id != 0xDEAD
 
@@ -167,7 +169,7 @@ def test_broken_off_between_etcd_and_the_journal_it_is_completed_by_another_run(
     assert value(etcd, KEYS.rebased)["lead"] == "n1"
     assert long.etcd_cluster_id == 0xDEAD  # its node still stops
     token = etcd.keys(KEYS.prefix)[KEYS.tenure].modified
-    assert baton("fence", "rebase", long.config, "--lead", "--yes", CLUSTER).code == 0
+    assert baton("fence", "rebase", "-c", long.config, "--lead", "--yes", CLUSTER).code == 0
     assert etcd.keys(KEYS.prefix)[KEYS.tenure].modified > token
     assert value(etcd, KEYS.insync) == {"members": {"n1": long.journal_id}}
     assert long.etcd_cluster_id != 0xDEAD
@@ -177,7 +179,7 @@ def test_broken_off_between_etcd_and_the_journal_it_is_completed_by_another_run(
 def test_it_asks_for_the_name_and_changes_nothing_without(baton, etcd, long, refuses, monkeypatch, typed):
     typing(monkeypatch, typed)
     if typed == CLUSTER:
-        assert baton("fence", "rebase", long.config).code == 0
+        assert baton("fence", "rebase", "-c", long.config).code == 0
         assert long.etcd_cluster_id != 0xDEAD
         return
     assert refuses(3, long.config).endswith(f"{typed.strip()!r} is not this cluster's name; nothing was changed")
@@ -213,14 +215,24 @@ def test_the_next_leader_is_not_named_before_the_permit_of_one_that_runs_after_a
     """Its key has vanished, nobody has resigned for it: what follows resigns at once, and nobody waits any more."""
     etcd.put(KEYS.tenure, json.dumps({"node": "n7", "incarnation": "i", "home": "h", "ttl_ms": 1500}))
     began = boottime_ns()
-    assert baton("fence", "rebase", long.config, "--lead", "--yes", CLUSTER).code == 0
+    assert baton("fence", "rebase", "-c", long.config, "--lead", "--yes", CLUSTER).code == 0
     assert boottime_ns() - began >= 1500 * 1_000_000
     assert value(etcd, KEYS.resigned)["token"] == etcd.keys(KEYS.prefix)[KEYS.tenure].modified
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_who_was_in_sync_and_is_not_rebased_yet_is_named_before_another_is_to_lead(baton, etcd, long, short, asked):
+    etcd.put(KEYS.insync, json.dumps({"members": {"n1": long.journal_id, "n2": short.journal_id}}))
+    if asked:
+        assert baton("fence", "rebase", "-c", short.config, "--yes", CLUSTER).code == 0
+    ran = baton("fence", "rebase", "-c", long.config, "--lead", "--yes", CLUSTER)
+    assert ran.code == 0
+    assert ("NOT rebased yet, and in sync before: n2" in ran.err) is not asked
+
+
 def test_a_latch_that_is_set_is_shown(baton, etcd, long):
     etcd.put(KEYS.halt, json.dumps({"reason": "fat finger", "actor": "ann", "at": 1}))
-    assert "kill latch: set (fat finger)." in baton("fence", "rebase", long.config, "--yes", CLUSTER).out
+    assert "kill latch: set (fat finger)." in baton("fence", "rebase", "-c", long.config, "--yes", CLUSTER).out
 
 
 def test_no_configuration_no_journal_and_no_etcd_are_one_line_each(tmp_path, server, etcd, long, refuses):

@@ -173,7 +173,7 @@ small_histories = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(small_histories)
 def test_one_pass_finds_what_all_pairs_find(history: list[tuple[int, str, int, int, str, int]]) -> None:
     lines = [
@@ -214,7 +214,7 @@ def test_true_history_has_no_finding_on_any_class_of_venue(profile: str) -> None
         assert check(Evidence(seen.run, venue=seen.venue)).problems == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.booleans(), st.sampled_from(["repeat", "lose"]))
 def test_line_that_matters_is_missed_also_by_a_forger_who_counts(seed: int, clever: bool, how: str) -> None:
     rng = random.Random(seed)

@@ -85,7 +85,27 @@ def test_record_is_found_from_its_directory_and_from_a_clusters(
     baton: Baton, record: Path, tmp_path: Path, where: str
 ) -> None:
     ran = baton("audit", "--record", tmp_path / where)
-    assert ran.code == PASS and "no decision is executed twice" in ran.out and "PASS" in ran.out.splitlines()[-1]
+    assert ran.code == PASS and "no decision is executed twice" in ran.out
+    *_, verdict, end = ran.out.splitlines()
+    assert "PASS" in verdict and end.startswith("the venue's record ends with line 63, of 1970-01-01T00:16:40")
+
+
+def test_record_that_is_cut_off_or_damaged_is_invalid_and_no_wrong_word(
+    baton: Baton, record: Path, tmp_path: Path
+) -> None:
+    exported = tmp_path / "cut.jsonl"
+    exported.write_text(baton("venue", "record", "--dir", record).out[:-20])
+    ran = baton("audit", "--record", exported)
+    assert ran.code == INVALID and "its first 62 lines is cut off or damaged" in ran.out
+    torn = tmp_path / "torn.sqlite3"
+    torn.write_bytes((record / FILE_NAME).read_bytes()[:5000])
+    assert baton("audit", "--record", torn).code == INVALID
+
+
+def test_one_journal_is_not_two(baton: Baton, world: World, record: Path, tmp_path: Path) -> None:
+    journal = journal_of(world, tmp_path / "n1" / "journal.db")
+    ran = baton("audit", "--record", record, "--journal", f"n1={journal}", "--journal", f"n2={journal}")
+    assert ran.code == 2 and "was given as the journal of n1 and of n2" in ran.err
 
 
 def test_record_of_a_venue_that_runs_is_read_and_left_alone(baton: Baton, world: World, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ ops = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(ops, max_size=9))
 def test_one_pass_over_the_gate_finds_what_all_prefixes_show(decisions: list[tuple[Any, ...]]) -> None:
     lines = gate(*decisions)

@@ -174,7 +174,7 @@ def test_commit_index_on_disk_is_an_old_one_and_never_beyond_the_end(rig: Rig) -
     assert rig.reopen().commit_index == 6
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 2**32), keep=st.integers(0, 20), torn=st.booleans())
 def test_whatever_the_crash_keeps_is_a_prefix_with_all_that_was_reported(seed: int, keep: int, torn: bool) -> None:
     rng = random.Random(seed)

@@ -117,7 +117,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(steps)
 def test_one_pass_finds_what_all_pairs_find(history: list[tuple[bool, str, int, bool]]) -> None:
     """(a new term begins, what, of which of the latest intents, whether the venue accepts)."""

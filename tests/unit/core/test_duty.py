@@ -170,5 +170,5 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.resting() and self.duty.resting == len(self.stops)
 
 
-AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=30)
 TestAnyOrder = AnyOrder.TestCase

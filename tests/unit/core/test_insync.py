@@ -657,5 +657,5 @@ class InSyncWorld(RuleBasedStateMachine):
                 assert held[: len(self.committed)] == self.committed, f"{name} is in sync and lacks committed entries"
 
 
-InSyncWorld.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+InSyncWorld.TestCase.settings = settings(max_examples=300, stateful_step_count=60)
 TestInSyncWorld = InSyncWorld.TestCase
