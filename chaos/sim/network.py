@@ -2,7 +2,7 @@
 
 A link is one direction between two ends. A *datagram* link (a request, its answer) loses and delays each message by
 itself. A *stream* keeps order, as TCP does: nothing is lost while the connection stands; a cut holds the bytes until it
-is over, or loses them together with the connection, and then both ends are told, each after a while of its own.
+is over, or loses them together with the connection: whoever sends on a stream has to see to that (`loses`).
 """
 
 from __future__ import annotations
@@ -66,6 +66,11 @@ class Link:
     @property
     def is_cut(self) -> bool:
         return self.engine.now < self._cut_until
+
+    @property
+    def loses(self) -> bool:
+        """What is sent now never arrives."""
+        return self.is_cut and not self._cut_holds
 
     def send(self, fn: Fn, *args: object) -> None:
         """Call fn(*args) at the other end when it arrives, if it does. The last of args is the message itself."""

@@ -1,4 +1,7 @@
-"""The person with the kill switch: presses it in etcd first and at the gate second, and again until both confirm."""
+"""The person with the kill switch: presses it in etcd first and at the gate second, and again until both confirm.
+
+The gate may be halted again afterwards: a leader tells it of a latch that it saw before the latch was lifted, or the
+gate's own state goes back in time. Nothing lifts that by itself. The person sees it, and lifts again."""
 
 from __future__ import annotations
 
@@ -36,6 +39,14 @@ class Operator:
     def lift(self) -> None:
         self._wanted = None
         self._go_on()
+
+    def watch(self) -> None:
+        """From now on: see to it that the gate is as it was left."""
+        halted = self.world.gate.halted
+        if not self.pressing and self._wanted is None and halted is not None:
+            self._at_gate = halted
+            self._go_on()
+        self.engine.after(RETRY, self.watch)
 
     def _go_on(self) -> None:
         """etcd, then the gate; what does not answer is asked again."""

@@ -93,13 +93,21 @@ class Records:
     def fault(self, fault: Fault, host: Host, proof: str | Bite) -> None:
         now = self.world.engine.now
         kind = "pause" if fault.kind in PAUSES else fault.kind
-        harmless = fault.kind in HARMLESS
+        harmless = fault.kind in HARMLESS and self._by_itself(fault.kind, now)
         number = f"f{len(self.faults) + 1}"
         told = proof if isinstance(proof, str) else proof.what
         if isinstance(proof, Bite):
             self._bites[number] = proof
         self.faults.append(FaultLine(number, kind, host.name, now, now, now + fault.length, told, harmless))
         self.world.say(FAULTS, "fault", f"{fault.kind} at {host.name}: {told}", until=now + fault.length)
+
+    def _by_itself(self, kind: str, now: int) -> bool:
+        """Nothing else is there that costs renewals: links that lose messages, another cut within the same lease."""
+        plan = self.world.plan
+        noisy = plan.loss or plan.late
+        return not noisy and not (
+            kind == "short cut" and any(f.kind == kind and now - f.ordered < plan.ttl for f in self.faults)
+        )
 
     def trap(self, trap: Trap, host: Host) -> None:
         now = self.world.engine.now

@@ -122,6 +122,10 @@ class GateSpec:
         self._store.halted = None
         return self._note("unhalt", 0, "", Verdict.OK)
 
+    @property
+    def halted(self) -> str | None:
+        return self._store.halted
+
     def state(self) -> GateState:
         s = self._store
         return GateState(self.armed, s.high, s.holder, s.halted, s.seq)

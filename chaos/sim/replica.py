@@ -1,7 +1,8 @@
 """A replication stream of the simulation: the connection between two hosts, and the leader's end of it.
 
 A connection keeps the order of its messages, each way on the link between the two hosts. It breaks when either side
-goes away; the other is told by the bytes that do not come, or, here, after the time that a message takes.
+goes away; the other is told by the bytes that do not come, or, here, after the time that a message takes. Once a link
+has lost bytes of it, nothing passes any more, either way, and both ends find out by the silence.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chaos.sim.disk import flipped
-from chaos.sim.engine import MS
+from chaos.sim.engine import MS, Fn
 from cluster.core.ids import LogIndex, NodeId, ns
 from cluster.core.insync import Member
 from cluster.core.log import SendSnapshot, StreamAfter
@@ -29,6 +30,7 @@ from cluster.leader_log import FollowerState, LeaderLog
 
 if TYPE_CHECKING:
     from chaos.sim.host import Host
+    from chaos.sim.network import Link
     from chaos.sim.worker import SimWorker
     from chaos.sim.world import World
 
@@ -44,6 +46,7 @@ class Conn:
         self._dialler = follower.worker
         self.leader: Host | None = None
         self.open = True
+        self.torn = False
         self.stream: Stream | None = None
         self.on_durable: Callable[[LogIndex], None] = lambda _index: None
         self.durable = self._durable  # one object, so that the journal can join the calls of one write
@@ -59,7 +62,7 @@ class Conn:
 
     def up(self, message: FollowerMessage) -> None:
         if self.open and self.leader is not None:
-            self.follower.peers[self.leader.name].send(self._arrive_up, message)
+            self._pass(self.follower.peers[self.leader.name], self._arrive_up, message)
 
     def _arrive_up(self, message: FollowerMessage) -> None:
         leader = self.leader
@@ -82,13 +85,18 @@ class Conn:
             self.world.corrupt_frames -= 1
             self.world.cover["frame corrupted"] += 1
             message = _damaged(message)
-        self.leader.peers[self.follower.name].send(self._arrive_down, message)
+        self._pass(self.leader.peers[self.follower.name], self._arrive_down, message)
 
     def _arrive_down(self, message: LeaderMessage) -> None:
         if self._dialler is not None:
             self._dialler.process.deliver("peers", self._dialler.follower.heard, self, message)
 
     # -- both ------------------------------------------------------------------------------------------------------
+
+    def _pass(self, link: Link, arrive: Fn, message: FollowerMessage | LeaderMessage) -> None:
+        self.torn = self.torn or link.loses
+        if not self.torn or link.loses:  # a cut counts what meets it
+            link.send(arrive, message)
 
     def broken(self, by: Host) -> None:
         """`by` has closed it, or is gone: the other end is told."""

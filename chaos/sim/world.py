@@ -39,7 +39,7 @@ from cluster.core.log import Entry
 from node.codec import Fact, decode
 from node.paper_venue.lines import Line
 from node.paper_venue.profile import parse_profile
-from node.types import Instrument, Side, WireOrder
+from node.types import Instrument, WireOrder
 
 CLUSTER = "sim"
 TAG = "sim"
@@ -205,8 +205,9 @@ class World:
             return "nodes stopped, etcd was restored"
         leader = self.leading_host()
         worker = leader.worker if leader is not None else None
-        if self.plan.venue == "plain" and worker is not None and len(worker.book.blocked()) == len(Side):
-            return "both sides blocked by unknown outcomes, which this venue never settles"
+        if self.plan.venue == "plain" and worker is not None and worker.book.blocked():
+            # With both sides nothing can be decided; with one, the other soon reaches its largest position.
+            return "blocked by unknown outcomes, which this venue never settles"
         insync = self.view().insync
         able = [
             h
@@ -507,6 +508,7 @@ class World:
         self.lurk_until.clear()
         self.venue.release()
         self.operator.lift()
+        self.operator.watch()
         for host in self.hosts:
             host.heal()
             if host.keeper is not None:

@@ -105,6 +105,22 @@ WAS: dict[str, tuple[str, Callable[[], AbstractContextManager[object]]]] = {
 """By the script's name: the invariant that broke, and what brings the mistake back."""
 
 
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(38119, id="a_stream_that_lost_bytes_in_a_cut_went_on_without_them"),
+        pytest.param(69791, id="and_nobody_traded_as_no_standby_was_in_sync"),
+        pytest.param(85717, id="a_leader_told_the_gate_of_a_latch_that_was_lifted_meanwhile"),
+        pytest.param(42276, id="a_gate_that_fell_back_in_time_was_halted_again"),
+        pytest.param(18571, id="one_side_blocked_by_an_unknown_outcome_on_a_plain_venue"),
+        pytest.param(56377, id="two_harmless_cuts_in_one_lease_are_not_harmless"),
+        pytest.param(65787, id="nothing_is_harmless_on_links_that_lose_messages"),
+    ],
+)
+def test_a_life_that_broke_liveness_by_a_mistake_of_the_world_or_the_checker_does_not(seed: int) -> None:
+    assert live(Which().plan(seed)).problems == []
+
+
 @pytest.mark.parametrize("script", sorted(p.stem for p in FOUND.glob("*.json")))
 def test_what_was_found_stays_mended(script: str) -> None:
     plan = Plan.from_json((FOUND / f"{script}.json").read_text())
