@@ -145,16 +145,15 @@ def _require_highest(ends: Mapping[NodeId, End], mine: Kept) -> None:
 def _too_low(view: View, mine: Kept) -> str:
     revision, highest = view.revision, mine.highest_term
     bump = max(BUMP_MIN, 10 ** len(str(highest - revision)))
-    repeats = (
-        f"etcd's revision {revision} is not above term {highest}, which this node has seen: its tokens would repeat. "
+    trades = (
+        f"If {view.leader.node}, whose key stands there, does trade on this etcd and is to go on: move this node's "
+        "data directory away, so that it fetches everything anew. Else: restore"
+        if view.leader is not None
+        else "Restore"
     )
-    if view.leader is not None:
-        return (
-            f"{repeats}{view.leader.node} leads on this etcd: if it is to go on, move this node's data directory away, "
-            "so that it fetches everything anew. Else stop all nodes and run this again"
-        )
     return (
-        f"{repeats}Restore the snapshot again: etcdutl snapshot restore --bump-revision {bump} --mark-compacted, with "
+        f"etcd's revision {revision} is not above term {highest}, which this node has seen: its tokens would repeat. "
+        f"{trades} the snapshot again: etcdutl snapshot restore --bump-revision {bump} --mark-compacted, with "
         "an --initial-cluster-token that was never used, and run this on every node again"
     )
 

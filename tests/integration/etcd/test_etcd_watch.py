@@ -249,7 +249,7 @@ async def test_an_etcd_that_lost_its_data_is_told_from_one_that_is_late(own_etcd
         await asyncio.wait_for(running, 5)
         assert isinstance(follower.error, RevisionRolledBack)
         assert (follower.error.before, follower.error.after) == (before, 1)
-        assert f"from revision {before} to 1" in str(follower.error) and "data directories" in str(follower.error)
+        assert f"from revision {before} to 1" in str(follower.error) and "fence rebase" in str(follower.error)
 
 
 # -- an etcd that ends streams in each of its ways --------------------------------------------------------
