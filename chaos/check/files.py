@@ -182,7 +182,7 @@ def read_evidence(folder: Path) -> Evidence:
     run, seals = _run(folder, broken)
     found: dict[str, Any] = {}
     journals: list[JournalEvidence] = []
-    for actor in sorted({p.stem for p in folder.glob("*.jsonl")} | seals.keys()):
+    for actor in sorted({p.stem for p in folder.glob("*.jsonl")} | (seals or {}).keys()):
         try:
             if actor in _READERS:
                 found[actor] = [_READERS[actor](values) for values in _sealed(folder, actor, seals)]
@@ -190,12 +190,13 @@ def read_evidence(folder: Path) -> Evidence:
                 journals.append(_journal(list(_sealed(folder, actor, seals))))
             elif actor != RUN:
                 broken.append(f"{_path(folder, actor)}: no actor of a run is called so")
-        except (BatonError, TypeError, ValueError, LookupError) as e:
+        except Exception as e:  # noqa: BLE001  # whatever a file holds, it is the file that is wrong
             broken.append(str(e) if isinstance(e, BatonError) else f"{_path(folder, actor)}: {type(e).__name__}: {e}")
     return Evidence(run, **found, journals=journals or None, broken=tuple(broken))
 
 
-def _run(folder: Path, broken: list[str]) -> tuple[Run, dict[str, Seal]]:
+def _run(folder: Path, broken: list[str]) -> tuple[Run, dict[str, Seal] | None]:
+    """None: nobody knows what was sealed."""
     path = _path(folder, RUN)
     try:
         (values,) = read_chained(path)
@@ -203,12 +204,12 @@ def _run(folder: Path, broken: list[str]) -> tuple[Run, dict[str, Seal]]:
         return Run(**values), seals
     except FileNotFoundError:
         broken.append(f"{path} is missing: the run did not end, and nothing says that the other files are whole")
-    except (EvidenceBroken, TypeError, ValueError, LookupError) as e:
-        broken.append(f"{path} cannot be read: {e}")
-    return Run(), {}
+    except (EvidenceBroken, OSError, RecursionError, AttributeError, TypeError, ValueError, LookupError) as e:
+        broken.append(f"{path} cannot be read: {type(e).__name__}: {e}")
+    return Run(), None
 
 
-def _sealed(folder: Path, actor: str, seals: Mapping[str, Seal]) -> Iterator[dict[str, Any]]:
+def _sealed(folder: Path, actor: str, seals: Mapping[str, Seal] | None) -> Iterator[dict[str, Any]]:
     path, lines, last = _path(folder, actor), 0, FIRST
     try:
         for values, hashed in _checked(path):
@@ -216,7 +217,7 @@ def _sealed(folder: Path, actor: str, seals: Mapping[str, Seal]) -> Iterator[dic
             yield values
     except FileNotFoundError as e:
         raise EvidenceBroken(f"{path} is missing, and run.jsonl names it") from e
-    if seals and seals.get(actor) != (lines, last):
+    if seals is not None and seals.get(actor) != (lines, last):
         wanted = seals.get(actor)
         told = f"{wanted.lines} lines were sealed" if wanted else "it was not sealed"
         raise EvidenceBroken(f"{path} has {lines} lines, {told}: it is not what the run wrote")

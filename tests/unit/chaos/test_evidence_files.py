@@ -100,6 +100,27 @@ def test_missing_file_makes_the_run_invalid(folder: Path, name: str) -> None:
     assert check(read).level is Level.INVALID
 
 
+@pytest.mark.parametrize("files", ["{}", "[]", "null"])
+def test_seals_that_are_taken_off_make_the_run_invalid(folder: Path, files: str) -> None:
+    run = folder / "run.jsonl"
+    values = json.loads(run.read_text()) | {"files": json.loads(files)}
+    run.write_text(json.dumps(values) + "\n")
+    found = read_evidence(folder)
+    assert found.broken and check(found).level is Level.INVALID
+
+
+@pytest.mark.parametrize("name", ["run", "venue", "gate", "journal-n1"])
+@pytest.mark.parametrize("wrong", ["[" * 100_000, '{"actor":"x","prev":"y","node":"n\\ud800"}', "directory"])
+def test_rubbish_in_any_file_makes_the_run_invalid_and_nothing_else(folder: Path, name: str, wrong: str) -> None:
+    path = folder / f"{name}.jsonl"
+    path.unlink(missing_ok=True)
+    if wrong == "directory":
+        path.mkdir()
+    else:
+        path.write_text(wrong + "\n")
+    assert check(read_evidence(folder)).level is Level.INVALID
+
+
 def test_file_of_no_actor_and_line_of_unknown_shape_are_told(folder: Path) -> None:
     (folder / "gate.jsonl").unlink()
     other = ActorFile(folder, "gate")
