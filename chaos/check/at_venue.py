@@ -80,7 +80,7 @@ def _strangers(h: History) -> Iterator[str]:
         elif index > read_to and not h.at_rest:
             continue
         elif not any(index <= j.base and j.book.decided(str(line["decision_id"])) for j in h.evidence.journals or ()):
-            yield f"{at(line)}: order {coid} comes from nowhere: no journal has its intent, {index} of term {term}"
+            yield f"{at(line)}: order {coid} comes from nowhere: no journal has its intent, entry {index} of {term}"
 
 
 def _intent(logs: list[Log], term: int, index: int) -> Intent | None:

@@ -167,7 +167,8 @@ def _short_leaders(h: History) -> Iterator[str]:
         led = leaders.get(term)
         if led is not None and last is not None:
             if led.index < last.index:
-                yield f"{led.node} led term {term} from entry {led.index} on; {last.index} of {last.term} was committed"
+                lost = f"entry {last.index} of term {last.term}"
+                yield f"{led.node} led term {term} from entry {led.index} on; {lost} was committed"
             elif led.index == last.index and led.chain != last.chain:
                 yield f"{led.node} led term {term} with another entry {led.index} than term {last.term} committed"
         end = ends.get(term)
@@ -183,7 +184,7 @@ def _orders_without_intent(h: History, log: Log) -> Iterator[tuple[Line, str]]:
         _, term, index = parsed
         if index <= log.base or log.has_intent(term, index) or (index > log.last_index and not h.at_rest):
             continue
-        yield line, f"no intent at {index} of term {term} for order {coid} ({at(line)})"
+        yield line, f"no intent at entry {index} of term {term} for order {coid} ({at(line)})"
 
 
 def _notional(line: Line) -> Decimal:

@@ -97,7 +97,8 @@ class _Reading:
     def _order(self, index: int, term: int, side: _Side) -> Iterator[str]:
         for earlier, its_term in self.open[side].items():
             if its_term < term:
-                yield f"{self._name(index, term)} was decided before the intent at {earlier} of {its_term} was settled"
+                what = f"the intent at entry {earlier} of term {its_term}"
+                yield f"{self._name(index, term)} was decided before {what} was settled"
         for s in self.inherited.pop(side, ()):
             self.settled_later += s.by_term > s.term
             yield from self._compare(s, self._name(index, term))
@@ -106,11 +107,11 @@ class _Reading:
         there = (s.term, s.index) in self.accepted
         if s.placed != there:
             says, truth = ("placed", "never accepted it") if s.placed else ("never placed", "accepted it")
-            yield f"{order} rests on the intent at {s.index} being {says}; the venue {truth}"
+            yield f"{order} rests on the intent at entry {s.index} being {says}; the venue {truth}"
         if s.absent and self.asked is not None:
             coid = client_order_id(self.tag, s.term, s.index)
             if (s.leader, coid) not in self.asked:
                 yield f"{order} rests on the absence of {coid}, and {s.leader} was never told so by the venue"
 
     def _name(self, index: int, term: int) -> str:
-        return f"the order at {index} of term {term} ({self.accepted[term, index]})"
+        return f"the order at entry {index} of term {term} ({self.accepted[term, index]})"

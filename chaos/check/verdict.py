@@ -12,6 +12,7 @@ one run of a thousand covers them all.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,6 +126,8 @@ def level_of(violations: Sequence[str], covers: Mapping[str, int], found_wrong: 
 # -- many runs ---------------------------------------------------------------------------------------------------------
 
 EXAMPLES_MAX = 10
+RUNS_MIN = 6
+"""Fewer that held say nothing of how rare a violation is."""
 
 
 @dataclass(slots=True)
@@ -135,13 +138,20 @@ class _Sum:
     covers: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    named: int = 0  # violations, of which the examples are the first few
 
     def join(self, other: _Sum) -> None:
         self.runs += other.runs
         self.levels += other.levels
         _add(self.covers, other.covers)
         _add(self.counts, other.counts)
-        self.examples = (self.examples + other.examples)[:EXAMPLES_MAX]
+        self.examples = sorted(self.examples + other.examples, key=_by_run)[:EXAMPLES_MAX]
+        self.named += other.named
+
+
+def _by_run(example: str) -> list[tuple[int, str]]:
+    """Seed 9 before seed 10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", example.partition(": ")[0])]
 
 
 def _add(sums: Counter[str], found: Mapping[str, int]) -> None:
@@ -171,6 +181,7 @@ class Tally:
             _add(s.covers, row.covers)
             _add(s.counts, row.counts)
             told = row.violations or ([row.note] if row.level is Level.INVALID else [])
+            s.named += len(told)
             for v in told[: EXAMPLES_MAX - len(s.examples)]:
                 s.examples.append(f"{run}: {v}" if run else v)
 
@@ -197,17 +208,21 @@ class Tally:
             level = next((x for x in (Level.FAIL, Level.INVALID) if s.levels[x]), level)
             bad = {"failed runs": s.levels[Level.FAIL], "invalid runs": s.levels[Level.INVALID]}
             counts = {"runs": s.runs} | {what: n for what, n in bad.items() if n}
-            note = f"{s.levels[Level.INVALID]} of {s.runs} runs" if level is Level.INVALID else self.bound(invariant)
+            note = self.bound(invariant)
+            if s.named > len(s.examples):
+                note = f"and {s.named - len(s.examples)} more"
+            elif level is Level.INVALID:
+                note = f"{s.levels[Level.INVALID]} of {s.runs} runs"
             yield Judged(invariant, s.statement, level, s.examples, dict(s.covers), counts | dict(s.counts), note)
 
     def bound(self, invariant: str) -> str:
         """How rare a violation is, with 95 % confidence: 0 in n valid runs says less than 3/n. Empty if there was one,
-        or no run."""
+        or too few runs."""
         s = self._sums[invariant]
         valid = s.runs - s.levels[Level.INVALID]
-        if s.levels[Level.FAIL] or not valid:
+        if s.levels[Level.FAIL] or valid < RUNS_MIN:
             return ""
-        return f"0 of {valid} runs: below {min(1.0, 3 / valid):.3g} per run (95 %)"
+        return f"held in all of {valid} runs: with 95 % confidence it is broken in less than 1 run of {valid // 3}"
 
 
 # -- for people and for programs ---------------------------------------------------------------------------------------
@@ -230,7 +245,8 @@ def table(verdict: Verdict) -> list[str]:
             out.append(f"{'':14}     the danger never arose: 0 {', 0 '.join(row.uncovered)}")
         elif row.note and row.level is not Level.NOT_JUDGED:
             out.append(f"{'':14}     {row.note}")
-    return [*out, f"{verdict.level.word:<12}  of {sum(r.level is not Level.NOT_JUDGED for r in verdict.rows)} judged"]
+    judged = sum(r.level is not Level.NOT_JUDGED for r in verdict.rows)
+    return [*out, f"{verdict.level.word:<12}  altogether, of {judged} invariants that were judged"]
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:

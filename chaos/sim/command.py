@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,19 +15,31 @@ from chaos.check.verdict import as_json, table
 from chaos.sim.plan import PROFILES, VENUES
 from cluster.core.errors import ConfigError
 from node.cli import out
-from node.cli.out import Format
 
 if TYPE_CHECKING:
-    from chaos.sim.run import Summary
+    from chaos.sim.run import Summary, Which
 
 PROGRESS_S = 2.0
+LINE_S = 30.0
+"""Between two lines of progress where nobody watches one that changes."""
+SEEDS = "0..1000"
+
+
+class Format(StrEnum):
+    PRETTY = "pretty"
+    JSON = "json"
 
 
 def simulate(
-    seeds: Annotated[str, typer.Option(help="Which; B is not included.", metavar="A..B")] = "0..1000",
+    seeds: Annotated[
+        str | None,
+        typer.Option(help=f"Which; B is not included. A thousand take about half a minute. [{SEEDS}]", metavar="A..B"),
+    ] = None,
     nodes: Annotated[int | None, typer.Option(help="Of each cluster. [drawn: 2 or 3]", min=2, max=5)] = None,
-    profile: Annotated[str, typer.Option(help=f"What goes wrong: {', '.join(PROFILES)}.", metavar="P")] = "all",
-    venue: Annotated[str, typer.Option(help=f"Its fences: {', '.join(VENUES)}. [drawn]", metavar="V")] = "",
+    profile: Annotated[
+        str | None, typer.Option(help=f"What goes wrong: {', '.join(PROFILES)}. [all]", metavar="P")
+    ] = None,
+    venue: Annotated[str | None, typer.Option(help=f"Its fences: {', '.join(VENUES)}. [drawn]", metavar="V")] = None,
     jobs: Annotated[int, typer.Option(help="Processes. [one per core]", min=0)] = 0,
     results: Annotated[Path, typer.Option(help="Where a failure's script and timeline go.", metavar="DIR")] = Path(
         "simulate-results"
@@ -35,14 +48,19 @@ def simulate(
         str, typer.Option(help="Live one again and tell its story: a seed, or a fault script.", metavar="SEED|FILE")
     ] = "",
     kill_matrix: Annotated[
-        bool, typer.Option("--kill-matrix", help="Switch off each safeguard, forge each record: something must notice.")
+        bool,
+        typer.Option(
+            "--kill-matrix",
+            help="Switch off each safeguard, forge each record: something must notice. A minute on two free cores.",
+        ),
     ] = False,
     exhaustive: Annotated[
-        bool, typer.Option("--exhaustive", help="Every order of events of two keepers, within bounds.")
+        bool,
+        typer.Option("--exhaustive", help="Every order of events of two keepers, within bounds. Two to three minutes."),
     ] = False,
-    output: Annotated[Format, typer.Option("--output", "-o", help="pretty or json.", metavar="FORMAT")] = (
-        Format.PRETTY
-    ),
+    output: Annotated[
+        Format, typer.Option("--output", "-o", help="pretty or json; of seeds and replays.", metavar="FORMAT")
+    ] = Format.PRETTY,
 ) -> None:
     """Whole clusters in one process, on virtual time, broken in every way we know, from one seed each; judged by the
     checker that judges drills and production. Exit 0 PASS, 1 FAIL, 3 INVALID, 4 INCONCLUSIVE (nothing is wrong, and
@@ -50,22 +68,44 @@ def simulate(
     from node.cli.local import interruptible
 
     jobs = jobs or os.cpu_count() or 1
-    if bool(replay) + kill_matrix + exhaustive > 1:
-        raise typer.BadParameter("--replay, --kill-matrix and --exhaustive are three things to do; name one")
+    drawn = {"--nodes": nodes, "--profile": profile, "--venue": venue}
+    one = "--replay" if replay else "--kill-matrix" if kill_matrix else "--exhaustive" if exhaustive else "--seeds"
+    _refuse_what_is_not_used(one, bool(replay) + kill_matrix + exhaustive, seeds, drawn, replay, output)
     try:
         _make(results)
         with interruptible():
+            from chaos.sim.run import Which
+
+            which = Which(profile or "all", nodes, venue)
             if kill_matrix:
                 code = _kill_matrix(results, jobs)
             elif exhaustive:
                 code = _exhaustive(jobs)
             elif replay:
-                code = _replay(replay, profile, nodes, venue, results)
+                code = _replay(replay, which, results, output)
             else:
-                code = _simulate(seeds, profile, nodes, venue, jobs, results, output)
+                code = _simulate(SEEDS if seeds is None else seeds, which, jobs, results, output)
     except ConfigError as e:
         raise typer.BadParameter(str(e)) from e
     raise typer.Exit(code)
+
+
+def _refuse_what_is_not_used(
+    one: str, named: int, seeds: str | None, drawn: dict[str, Any], replay: str, output: Format
+) -> None:
+    """Raises BadParameter: what is silently left out misleads."""
+    if named > 1:
+        raise typer.BadParameter("--replay, --kill-matrix and --exhaustive are three things to do; name one")
+    if one != "--seeds" and seeds is not None:
+        raise typer.BadParameter(f"--seeds {seeds} says nothing to {one}; leave one of them out")
+    unused = [name for name, value in drawn.items() if value is not None]
+    if unused and one == "--replay" and not replay.isdigit():
+        raise typer.BadParameter(f"{', '.join(unused)}: {replay} says that itself; leave it out, or change the script")
+    if unused and one in ("--kill-matrix", "--exhaustive"):
+        raise typer.BadParameter(f"{', '.join(unused)}: of no use with {one}; leave it out")
+    if output is not Format.PRETTY and one in ("--kill-matrix", "--exhaustive"):
+        where = "; the kill matrix leaves kill-matrix.json in --results" if one == "--kill-matrix" else ""
+        raise typer.BadParameter(f"--output {output.value}: {one} has no such output{where}")
 
 
 def _make(results: Path) -> None:
@@ -79,10 +119,10 @@ def _make(results: Path) -> None:
 # -- many seeds ----------------------------------------------------------------------------------------------------
 
 
-def _simulate(seeds: str, profile: str, nodes: int | None, venue: str, jobs: int, results: Path, output: Format) -> int:
-    from chaos.sim.run import Which, live_many, parse_seeds
+def _simulate(seeds: str, which: Which, jobs: int, results: Path, output: Format) -> int:
+    from chaos.sim.run import live_many, parse_seeds
 
-    which, wanted = Which(profile, nodes, venue or None), parse_seeds(seeds)
+    wanted = parse_seeds(seeds)
     which.plan(wanted.start)  # a profile or venue that is none is told before anything starts
     progress = _Progress(len(wanted))
     summary = live_many(wanted, which, jobs=jobs, progress=progress.tell)
@@ -92,32 +132,48 @@ def _simulate(seeds: str, profile: str, nodes: int | None, venue: str, jobs: int
         out.emit_json(as_json(verdict) | _figures(summary) | {"failing_seeds": [f._asdict() for f in summary.failures]})
     else:
         print("\n".join([*table(verdict), "", *_told(summary)]))
-    return _failed(summary, which, results) if summary.failures else verdict.exit_code
+    return _failed(summary, which, results, output) if summary.failures else verdict.exit_code
 
 
 class _Progress:
-    """One line on stderr that changes, if a person is looking."""
+    """On stderr: one line that changes, if a person is looking; else a line now and then."""
 
     def __init__(self, wanted: int) -> None:
-        self._wanted, self._began, self._told_at = wanted, time.monotonic(), 0.0
+        self._wanted, self._began = wanted, time.monotonic()
         self._live = sys.stderr.isatty()
+        self._told_at = self._began - (PROGRESS_S if self._live else 0)
 
     def tell(self, so_far: Summary) -> None:
         now = time.monotonic()
-        if self._live and now - self._told_at > PROGRESS_S:
-            self._told_at = now
-            left = (now - self._began) / so_far.seeds * (self._wanted - so_far.seeds)
-            print(
-                f"\r{so_far.seeds} of {self._wanted} seeds, {so_far.failovers} failovers, {so_far.failed} failed, "
-                f"{left:.0f} s left ",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+        if not so_far.seeds or now - self._told_at < (PROGRESS_S if self._live else LINE_S):
+            return
+        self._told_at = now
+        left = (now - self._began) / so_far.seeds * (self._wanted - so_far.seeds)
+        begin, end = ("\r", " ") if self._live else ("", "\n")
+        print(
+            f"{begin}{so_far.seeds} of {self._wanted} seeds, {so_far.failovers} failovers, {so_far.failed} failed, "
+            f"{left:.0f} s left",
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )
 
     def end(self) -> None:
         if self._live:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+class _StillAtIt:
+    """A line now and then, of what cannot say how much is left."""
+
+    def __init__(self) -> None:
+        self._began = self._told_at = time.monotonic()
+
+    def tell(self) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= LINE_S:
+            self._told_at = now
+            out.say(f"still at it after {now - self._began:.0f} s")
 
 
 def _figures(s: Summary) -> dict[str, Any]:
@@ -150,40 +206,44 @@ def _told(s: Summary) -> list[str]:
     return lines
 
 
-def _failed(summary: Summary, which: Any, results: Path) -> int:
-    """Name the seeds, and make a story of the first."""
+def _failed(summary: Summary, which: Which, results: Path, output: Format) -> int:
+    """Name the seeds, and make a story of the first. Where the answer is JSON, that is talk."""
     from chaos.sim.replay import explain_failure
     from chaos.sim.run import silence
+    from chaos.sim.timeline import again
 
     silence()
-    print()
-    extra = f" --profile {which.profile}" * (which.profile != "all")
-    extra += f" --nodes {which.nodes}" * (which.nodes is not None) + f" --venue {which.venue}" * (
-        which.venue is not None
-    )
+    say = print if output is Format.PRETTY else out.say
+    usual = type(which)()._asdict()
+    extra = "".join(f" --{name} {value}" for name, value in which._asdict().items() if value != usual[name])
+    say("")
     for failure in summary.failures:
-        print(f"seed {failure.seed}: {failure.problems[0]}")
-        print(f"   again: baton simulate --replay {failure.seed}{extra}")
+        say(f"seed {failure.seed}: {failure.problems[0]}")
+        say(f"   again: baton simulate --replay {failure.seed}{extra}")
     if summary.failed > len(summary.failures):
-        print(f"and {summary.failed - len(summary.failures)} more")
-    story = explain_failure(which.plan(summary.failures[0].seed), results)
-    print(
-        f"\nthe first, shortened to what it needs: {story.timeline}\n   again: baton simulate --replay {story.script}"
-    )
+        say(f"and {summary.failed - len(summary.failures)} more seeds")
+    first = summary.failures[0].seed
+    say(f"\nshortening seed {first} to what it needs")
+    story = explain_failure(which.plan(first), results)
+    say(f"   {story.problems[0]}   (as it is when shortened)")
+    say(f"   its timeline: {story.timeline}\n   again: {again(story.script)}")
     return 1
 
 
 # -- one, and all of a small one -------------------------------------------------------------------------------------
 
 
-def _replay(what: str, profile: str, nodes: int | None, venue: str, results: Path) -> int:
+def _replay(what: str, which: Which, results: Path, output: Format) -> int:
     from chaos.sim.replay import read_script, write_replay
-    from chaos.sim.run import Which, silence
+    from chaos.sim.run import silence
 
     silence()
-    plan = Which(profile, nodes, venue or None).plan(int(what)) if what.isdigit() else read_script(Path(what))
-    told = write_replay(plan, results)
-    print(*(told.problems or ["nothing is wrong"]), f"its timeline: {told.timeline}", sep="\n")
+    script = None if what.isdigit() else Path(what)
+    told = write_replay(which.plan(int(what)) if script is None else read_script(script), results, script)
+    if output is Format.JSON:
+        out.emit_json({"problems": told.problems, "timeline": str(told.timeline), "script": str(told.script)})
+    else:
+        print(*(told.problems or ["nothing is wrong"]), f"its timeline: {told.timeline}", sep="\n")
     return 1 if told.problems else 0
 
 
@@ -195,7 +255,7 @@ def _exhaustive(jobs: int) -> int:
         f"two keepers, every order of at most {bounds.pauses} pause, {bounds.losses} lost reply and "
         f"{bounds.lease_events} lease events"
     )
-    found = explore_all(bounds, jobs=jobs)
+    found = explore_all(bounds, jobs=jobs, idle=_StillAtIt().tell)
     print(f"{found.states} states, {found.moves} moves, {found.ends} ends")
     if found.wrong is None:
         print("no two permits at one instant, tokens only rise, and somebody leads at every end")

@@ -11,11 +11,11 @@ permit: no other one is live (S3), tokens rise (S9); at the end of each path: so
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from chaos.sim.clock import RATE, Clock
 from chaos.sim.engine import MS
 from chaos.sim.etcd import EtcdSpec
 from chaos.sim.plan import DRIFT, rules_of, timing_of
+from chaos.sim.pool import each_of
 from cluster import keys as k
 from cluster.core import actions as act
 from cluster.core import events as ev
@@ -369,14 +370,14 @@ def explore(bounds: Bounds = Bounds(), drifts: tuple[float, float] = (DRIFT, -DR
     return Result(len(seen), moves, ends, None)
 
 
-def explore_all(bounds: Bounds, *, jobs: int = 1) -> Result:
-    """With either clock as the faster one."""
+def explore_all(bounds: Bounds, *, jobs: int = 1, idle: Callable[[], None] = lambda: None) -> Result:
+    """With either clock as the faster one. idle: called each second, with several jobs."""
     both = ((DRIFT, -DRIFT), (-DRIFT, DRIFT))
     if jobs == 1:
         found = [explore(bounds, drifts) for drifts in both]
     else:
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found = list(pool.map(explore, (bounds, bounds), both))
+        with closing(each_of(partial(explore, bounds), both, jobs=2, idle=idle)) as done:
+            found = [result for _, result in sorted(done)]
     one, other = found
     wrong = one.wrong or other.wrong
     return Result(one.states + other.states, one.moves + other.moves, one.ends + other.ends, wrong)

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import gc
 import json
-import multiprocessing
 import random
 import time
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -32,8 +30,10 @@ from chaos.sim.mutants import MUTANTS
 from chaos.sim.mutants.drill import faults_left_out
 from chaos.sim.mutants.patching import Mutant
 from chaos.sim.plan import draw_plan
+from chaos.sim.pool import each_of
 from chaos.sim.run import silence
 from chaos.sim.scenarios import SCENARIOS, Scenario
+from chaos.sim.words import fault_in_words, trap_in_words
 from chaos.sim.world import Ended, World
 from cluster.core.errors import ConfigError
 from cluster.core.ids import NS_PER_S
@@ -203,10 +203,16 @@ def drill(scenario: Scenario) -> Row:
     if level is not Level.INVALID:
         problems.append(f"without its faults it is {level.word}")
     return _row(
-        f"drill: {scenario.id}", "drill", scenario.what, f"scenario {scenario.id}", ("E",), begun,
+        f"drill: {scenario.id}", "drill", f"{scenario.what}; left out: {_left_out(scenario)}",
+        f"scenario {scenario.id}", ("E",), begun,
         killed_by=() if problems else ("E",), fired=("E",) if level is Level.INVALID else (), seed=scenario.plan.seed,
         runs=2, told="; ".join(problems) or "passes; INVALID with its faults left out",
     )  # fmt: skip
+
+
+def _left_out(scenario: Scenario) -> str:
+    plan = scenario.plan
+    return ", ".join(dict.fromkeys([*map(fault_in_words, plan.faults), *map(trap_in_words, plan.traps)]))
 
 
 # -- all of them -------------------------------------------------------------------------------------------------------
@@ -229,6 +235,11 @@ def carry_out(task: str) -> Row:
     return hunt(MUTANTS[task], range(MUTANTS[task].limit))
 
 
+def _carry_out_silently(task: str) -> Row:
+    silence()
+    return carry_out(task)
+
+
 def run_kill_matrix(out: Path, console: Console, *, jobs: int, only: Collection[str] = ()) -> bool:
     """Whether everything was killed. Writes kill-matrix.md and kill-matrix.json into the directory `out`.
 
@@ -237,15 +248,19 @@ def run_kill_matrix(out: Path, console: Console, *, jobs: int, only: Collection[
         raise ConfigError(f"no such mutants: {', '.join(unknown)}; there are: {', '.join(TASKS)}")
     tasks = [t for t in TASKS if t in only] if only else TASKS
     rows: list[Row] = []
-    spawn = multiprocessing.get_context("spawn")  # a fork would inherit whatever threads the caller has
     _print(console, f"{LEGEND}\n\n{_HEADING}")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=silence) as pool:
-        for row in pool.map(carry_out, tasks):
-            rows.append(row)
-            _print(console, _line(row))
+    early: dict[int, Row] = {}  # done before the one whose turn it is
+    with closing(each_of(_carry_out_silently, tasks, jobs=jobs)) as done:
+        for number, row in done:
+            early[number] = row
+            while (due := early.pop(len(rows), None)) is not None:
+                rows.append(due)
+                _print(console, _line(due))
     (out / "kill-matrix.json").write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     (out / "kill-matrix.md").write_text(as_markdown(rows))
     killed = sum(r.killed for r in rows)
+    met = {i for r in rows for i in (*r.expected, *r.fired)}
+    _print(console, "\n" + "\n".join(f"{i:<4}{INVARIANTS[i].statement}" for i in INVARIANTS if i in met))
     _print(console, f"\n{killed} of {len(rows)} mutants killed; the table is in {out / 'kill-matrix.md'}")
     return killed == len(rows)
 

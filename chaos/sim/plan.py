@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple
 
 from chaos.sim.clock import RATE
@@ -114,6 +115,11 @@ _WORKER_STEPS = (
     ("TellPrepared", ("pause",)),
     ("ack", ("pause", "kill")),
 )
+STEPS = {
+    process: {step for step, _ in table} for process, table in (("keeper", _KEEPER_STEPS), ("worker", _WORKER_STEPS))
+}
+"""Of each kind of process: where a trap may be set."""
+HOW = ("", *(f"{fate}{way}" for fate in ("hold", "lose") for way in ("", " up", " down")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +161,8 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        """Raises ConfigError for what is no plan, or one of no cluster that could be."""
+        """Raises ConfigError for what is no plan, or one of no cluster that could be, or that asks for what cannot
+        happen: such a script would show nothing, and look as if nothing were wrong."""
         from pydantic import TypeAdapter, ValidationError
 
         try:
@@ -178,7 +185,51 @@ class Plan:
             for ns in value if isinstance(value, tuple) else (value,):
                 if not US <= ns <= LONGEST:
                     raise ConfigError(f"{name}: {ns} ns; it must be from {US} to {LONGEST}")
+        for problem in (*_unknown_keys(text), *_problems(plan)):
+            raise ConfigError(problem)
         return plan
+
+
+def _unknown_keys(text: str) -> Iterator[str]:
+    known = [f.name for f in fields(Plan)]
+    for key in json.loads(text):
+        if key not in known:
+            yield f"key {key!r}: it is none of {', '.join(known)}"
+
+
+def _problems(plan: Plan) -> Iterator[str]:
+    """Each as a sentence that begins with what is wrong."""
+    if plan.seed < 0:
+        yield f"seed {plan.seed}: it must be 0 or more"
+    for name in ("loss", "late"):
+        if not 0 <= getattr(plan, name) <= 1:
+            yield f"{name} {getattr(plan, name)}: it is a share of the messages, from 0 to 1"
+    drift = round(DRIFT * RATE)
+    for ppm in plan.drifts:
+        if abs(ppm) > drift:
+            yield f"drifts: {ppm} parts in a million; leases allow for {-drift} to {drift}"
+    if not 0 <= plan.min_standbys < plan.nodes:
+        yield f"min_standbys {plan.min_standbys}: it must be from 0 to {plan.nodes - 1}, there are {plan.nodes} nodes"
+    nodes = [f"n{n + 1}" for n in range(plan.nodes)]
+    for f in plan.faults:
+        if f.target not in ("", "leader", "standby", *nodes):  # "": it is of something shared
+            yield f"fault {f.kind!r} at {f.target!r}: it is none of leader, standby, {', '.join(nodes)}"
+        if not 0 <= f.at < plan.heal_at:
+            yield f"fault {f.kind!r} at {f.at} ns: it must be from 0 to heal_at, {plan.heal_at} ns, when all is healed"
+        if not 0 <= f.length <= LONGEST:
+            yield f"fault {f.kind!r}, length {f.length} ns: it must be from 0 to {LONGEST}"
+        if f.how not in HOW:
+            yield f"fault {f.kind!r}, how {f.how!r}: it is none of {', '.join(map(repr, HOW))}"
+    for t in plan.traps:
+        if t.process not in STEPS:
+            yield f"trap of process {t.process!r}: it is none of {', '.join(STEPS)}"
+        elif t.step not in STEPS[t.process]:
+            steps = ", ".join(sorted(STEPS[t.process]))
+            yield f"trap at step {t.step!r} of a {t.process}: it is none of {steps}"
+        if t.nth < 1:
+            yield f"trap at step {t.step!r}, nth {t.nth}: it counts from 1"
+        if not 0 <= t.length <= LONGEST:
+            yield f"trap at step {t.step!r}, length {t.length} ns: it must be from 0 to {LONGEST}"
 
 
 def draw_plan(seed: int, profile: str = "all", *, nodes: int | None = None, venue: str | None = None) -> Plan:

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from chaos.sim.explain import explain
 from chaos.sim.faults import EFFECTS, FAULTS
+from chaos.sim.headline import invariant_of
 from chaos.sim.plan import Plan
 from chaos.sim.shrink import shrink
-from chaos.sim.timeline import write_timeline
+from chaos.sim.timeline import Origin, write_timeline
 from chaos.sim.world import Ended, World
 from cluster.core.errors import ConfigError
 from node.types import parse_client_order_id
@@ -41,35 +43,50 @@ def read_script(file: Path) -> Plan:
 
 
 def explain_failure(plan: Plan, out_dir: Path, budget: int = 400) -> Explained:
-    """Shrink `plan`, which breaks an invariant, and write its script and its timeline into `out_dir`. budget: runs.
+    """Shrink `plan`, which breaks an invariant, and write its script and its timeline into `out_dir`, named after the
+    invariant and the seed of `plan`, whichever seed the small one lives by. budget: runs.
 
     What the small plan breaks is what the given one does first, in the same way: another failure that is met while
     shrinking has a story of its own. Raises ValueError for a plan that breaks nothing."""
-    wanted = _sort(chief_problem(World(plan).run()))
+    chief = chief_problem(World(plan).run())
+    wanted = _sort(chief)
     small = shrink(plan, lambda p: any(_sort(x) == wanted for x in World(p).run().problems), budget)
-    return write_replay(small, out_dir, wanted)
+    name = f"{invariant_of(chief)}-seed-{plan.seed}"
+    return _write(small, _stored(small, out_dir / f"{name}.json", plan.seed), out_dir / f"{name}.html", wanted)
 
 
-def write_replay(plan: Plan, out_dir: Path, wanted: str = "") -> Explained:
-    """Live through `plan` as it is, and write its script and its timeline. wanted: the sort of problem to tell of; else
-    the one that tells most."""
+def write_replay(plan: Plan, out_dir: Path, script: Path | None = None) -> Explained:
+    """Live through `plan` as it is, and write its timeline: of a plan that was read from `script`, `<its name>-replay`,
+    so that what the run left which made it stays; of another, `seed-<n>`, with its script beside it."""
+    if script is not None:
+        return _write(plan, Origin(None, script), out_dir / f"{script.stem}-replay.html")
+    name = f"seed-{plan.seed}"
+    return _write(plan, _stored(plan, out_dir / f"{name}.json", plan.seed), out_dir / f"{name}.html")
+
+
+def _stored(plan: Plan, script: Path, seed: int) -> Origin:
+    script.write_text(plan.to_json() + "\n")
+    return Origin(seed, script)
+
+
+def _write(plan: Plan, origin: Origin, timeline: Path, wanted: str = "") -> Explained:
+    """wanted: the sort of problem to tell of; else the one that tells most."""
     world = World(plan, traced=True)
     ended = world.run()
-    problems, name = [], f"seed-{plan.seed}"
+    problems = []
     if ended.broken:
         chief = next((p for p in ended.problems if _sort(p) == wanted), None) or chief_problem(ended)
         problems = [chief, *(p for p in ended.problems if p != chief)]
-        name = f"{_invariant(chief)}-{name}"
-    script, timeline = out_dir / f"{name}.json", out_dir / f"{name}.html"
-    script.write_text(plan.to_json() + "\n")
-    write_timeline(timeline, plan, world.engine.story or [], problems, script=script)
-    return Explained(script, timeline, plan, problems)
+    trades = {line.trade_id: f"venue_seq {line.venue_seq}" for line in world.venue.lines if line.trade_id}
+    case = explain(plan, world.engine.story or [], problems, trades)
+    write_timeline(timeline, plan, case, problems, origin)
+    return Explained(origin.script, timeline, plan, problems)
 
 
 def chief_problem(ended: Ended) -> str:
     """The one that tells most: what the world saw happen before what the records show, an order before what else there
     is. Raises ValueError if nothing is broken."""
-    of_broken = [p for p in ended.problems if _invariant(p) in ended.broken]
+    of_broken = [p for p in ended.problems if invariant_of(p) in ended.broken]
     if not of_broken:
         raise ValueError(f"seed {ended.plan.seed} breaks nothing")
     if ended.wrong:
@@ -81,11 +98,11 @@ def _names_an_order(problem: str) -> bool:
     return ", new " in problem or any(parse_client_order_id(w) for w in re.findall(r"\w+", problem))
 
 
-def _invariant(problem: str) -> str:
-    found = re.search(r"\b[SL]\d+(?=:)", problem)
-    return found.group() if found else ""
-
-
 def _sort(problem: str) -> str:
     """The sentence without what differs from run to run: numbers, nodes, ids."""
-    return re.sub(r"\w*\d\w*", "#", problem.partition("ms: ")[2] or problem) + _invariant(problem)
+
+    def plain(word: re.Match[str]) -> str:
+        text = word.group()
+        return "#" if any(c.isdigit() for c in text) or parse_client_order_id(text) is not None else text
+
+    return re.sub(r"\w+", plain, problem.partition("ms: ")[2] or problem) + invariant_of(problem)

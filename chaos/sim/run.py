@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import gc
 import logging
-import multiprocessing
 import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import structlog
 
 from chaos.check.verdict import Tally, Verdict
 from chaos.sim.plan import Plan, draw_plan
+from chaos.sim.pool import each_of
 from chaos.sim.world import Ended, World
 from cluster.core.errors import ConfigError
 
@@ -122,27 +122,19 @@ def live_some(seeds: range, which: Which) -> Summary:
 def live_many(
     seeds: range, which: Which, *, jobs: int, progress: Callable[[Summary], None] = lambda _s: None
 ) -> Summary:
-    """In `jobs` processes. progress: called with the sum so far, each time a chunk is done. Ctrl-C ends it early."""
+    """In `jobs` processes. progress: called with the sum so far, each second or when a chunk is done."""
     summary = Summary()
     if jobs == 1:
         for chunk in _chunks(seeds):
             summary.join(live_some(chunk, which))
             progress(summary)
         return summary
-    chunks = _chunks(seeds)
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running: set[Future[Summary]] = set()
-        while True:
-            for chunk in chunks:
-                running.add(pool.submit(live_some, chunk, which))
-                if len(running) >= 2 * jobs:
-                    break
-            if not running:
-                return summary
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                summary.join(future.result())
+    work = partial(live_some, which=which)
+    with closing(each_of(work, _chunks(seeds), jobs=jobs, idle=lambda: progress(summary))) as done:
+        for _, part in done:
+            summary.join(part)
             progress(summary)
+    return summary
 
 
 def _chunks(seeds: range) -> Iterator[range]:

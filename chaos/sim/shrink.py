@@ -99,9 +99,12 @@ def _with(plan: Plan, steps: list[Step]) -> Plan:
 
 
 def _fewer_nodes(plan: Plan) -> Iterator[Plan]:
+    """A fault of a node that is gone strikes the first one, as `faults.strike` has it."""
     for n in range(2, plan.nodes):
+        gone = {f"n{i + 1}" for i in range(n, plan.nodes)}
         yield replace(
             plan,
+            faults=tuple(f._replace(target="n1") if f.target in gone else f for f in plan.faults),
             ttls=plan.ttls[:n],
             drifts=plan.drifts[:n],
             offsets=plan.offsets[:n],

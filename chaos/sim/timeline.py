@@ -7,6 +7,7 @@ zooming is a matter of that width alone. Everything that comes from a run is esc
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
@@ -15,9 +16,10 @@ from string import Template
 from typing import NamedTuple
 
 from chaos.sim.engine import MS
-from chaos.sim.explain import Case, Moment, explain, lanes
+from chaos.sim.explain import Case, Moment, lanes
 from chaos.sim.plan import Plan
 from chaos.sim.story import FAULTS, KINDS, Mark
+from chaos.sim.words import violation_told
 
 _STATIC = files(__package__).joinpath("static")
 _PAGE = Template(_STATIC.joinpath("timeline.html").read_text("utf-8"))
@@ -33,44 +35,85 @@ LEVELS = (22, 10, 34)  # heights in a lane at which badges that would hide each 
 BADGE = 1.6  # percent of the width
 
 
-def write_timeline(path: Path, plan: Plan, marks: Sequence[Mark], problems: Sequence[str], *, script: Path) -> None:
-    """marks: of a traced run of `plan`. problems: what it broke, the one to explain first. script: where the plan is
-    stored."""
-    case = explain(plan, sorted(marks, key=lambda m: m.at), problems)
-    path.write_text(page(plan, sorted(marks, key=lambda m: m.at), problems, case, script.name), encoding="utf-8")
+class Origin(NamedTuple):
+    """Where a run comes from. seed: by which it is known, which a shortened one need not live by; None: by its script.
+    script: where its plan is stored."""
+
+    seed: int | None
+    script: Path
 
 
-def page(plan: Plan, marks: Sequence[Mark], problems: Sequence[str], case: Case, script: str) -> str:
+def write_timeline(path: Path, plan: Plan, case: Case, problems: Sequence[str], origin: Origin) -> None:
+    """case: of a traced run of `plan`. problems: what it broke, the one to explain first."""
+    path.write_text(page(plan, case, problems, origin), encoding="utf-8")
+
+
+def page(plan: Plan, case: Case, problems: Sequence[str], origin: Origin) -> str:
+    marks = case.marks
     figure = _Figure(case, marks)
-    sentence = ""
-    if case.wrong is not None:
-        after = (case.wrong.at - case.since) / MS
-        told = escape(f"{case.wrong.text}. {_why(case)}")
-        sentence = f"<p>The first wrong step, at {after:.1f} ms: {told}</p>"
     says = f"<p class=says>The checker says: <code>{escape(case.violation)}</code></p>" if problems else ""
-    others = "".join(f"<p class=says>Also: <code>{escape(p)}</code></p>" for p in problems[1:4])
+    others = "".join(f"<p class=says>Also: <code>{escape(violation_told(p))}</code></p>" for p in problems[1:4])
+    if len(problems) > 4:
+        others += f"<p class=says>And {len(problems) - 4} more.</p>"
     return _PAGE.substitute(
         title=escape(": ".join(filter(None, (case.invariant, case.headline)))),
         css=_CSS,
         js=_JS,
+        calm="" if problems else " class=calm",
         headline=escape(case.headline),
-        sentence=sentence,
+        sentence=_first_wrong(case) if problems else "",
         violation=says,
         others=others,
         script=_items(case.script),
-        seed=plan.seed,
+        known_by=escape(_known_by(plan, origin)),
         concerned=_concerned(case, marks),
         moments="".join(_row(m, case) for m in case.moments),
-        origin=f"{case.since / MS:.1f}",
+        left_out=_left_out(plan, case),
+        ring=f"; the red ring is {_flag(case)}" if case.wrong is not None else "",
         controls=_controls(),
         names="".join(f"<div>{escape(lane)}</div>" for lane in figure.lanes),
         wrong_at=f"{figure.wrong_at:.3f}",
         figure=figure.svg(),
-        file=escape(script),
+        command=escape(again(origin.script)),
         json=escape(plan.to_json()),
         count=len(marks),
         log="".join(map(_log_row, marks)),
     )
+
+
+def again(script: Path) -> str:
+    """The command that lives it again, from where this one ran."""
+    return f"baton simulate --replay {shlex.quote(str(script))}"
+
+
+def _first_wrong(case: Case) -> str:
+    if case.wrong is None:
+        return "<p>No single step is known to be wrong; what should have happened did not.</p>"
+    told = escape(f"{case.wrong.text}. {_why(case)}")
+    return f"<p>{_flag(case).capitalize()}, at {_ms(case.wrong.at)} ms: {told}</p>"
+
+
+def _flag(case: Case) -> str:
+    """Some things are known only when somebody looks; what led to them is not one step."""
+    return "where it was seen" if case.wrong is not None and case.wrong.kind == "wrong" else "the first wrong step"
+
+
+def _known_by(plan: Plan, origin: Origin) -> str:
+    if origin.seed is None:
+        return f"the script {origin.script.name}, on the network of seed {plan.seed}"
+    if plan.seed == origin.seed:
+        return f"seed {origin.seed}"
+    return f"seed {origin.seed}, shortened, on the network of seed {plan.seed}; only the script below gives it again"
+
+
+def _left_out(plan: Plan, case: Case) -> str:
+    """What of the script is not among the moments, and why."""
+    ordered = len(plan.faults) + len(plan.traps)
+    never = max(0, ordered - case.faults)
+    told = f"{never} of the {ordered} faults of the script never struck: there was nothing to strike. " if never else ""
+    if case.left_out:
+        told += f"Left out: {case.left_out} of the {case.faults} faults that struck; the log below has all."
+    return told
 
 
 def _items(texts: Iterable[str]) -> str:
@@ -84,11 +127,11 @@ def _tint(token: int, case: Case) -> str:
 def _row(moment: Moment, case: Case) -> str:
     m = moment.mark
     wrong = m is case.wrong
-    flag = " <span class=flag>the first wrong step</span>" if wrong else ""
+    flag = f" <span class=flag>{_flag(case)}</span>" if wrong else ""
     flag += f" {escape(_why(case))}" if wrong else ""
     return (
         f'<tr{" class=wrong id=wrong" if wrong else ""}><td class=n><span class="key {_tint(m.token, case)}">'
-        f"{moment.number}</span></td><td class=n>{moment.after / MS:.1f}</td>"
+        f"{moment.number}</span></td><td class=n>{_ms(m.at)}</td>"
         f"<td class=who>{escape(m.lane)}</td><td>{escape(_sentence(m))}{flag}</td></tr>\n"
     )
 
@@ -125,8 +168,9 @@ def _concerned(case: Case, marks: Sequence[Mark]) -> str:
         return ""
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return (
-        "<section><h2>Whom and what it is about</h2><div class=scroll><table><thead><tr><th></th><th>whose</th>"
-        f"<th>what</th><th>what became of it</th></tr></thead><tbody>{body}</tbody></table></div></section>"
+        "<section><h2>The tokens and orders that it is about</h2><div class=scroll><table><thead><tr><th></th>"
+        f"<th>whose</th><th>since</th><th>what became of it</th></tr></thead>"
+        f"<tbody>{body}</tbody></table></div></section>"
     )
 
 
@@ -135,14 +179,14 @@ def _token_row(token: int, case: Case, marks: Sequence[Mark]) -> list[str]:
     over = next((m for m in marks if m.kind == "lease" and m.token == token and "is over" in m.text), None)
     ends = [bar.until for bar in permit_bars(marks) if bar.token == token]
     whose = given.text.partition("lease to ")[2].partition(",")[0] if given else ""
-    became = [f"lease over at {_ms(over.at, case)}" if over else "lease not over"]
+    became = [f"lease over at {_ms(over.at)}" if over else "lease not over"]
     if ends:
-        became.append(f"leave to send until {_ms(max(ends), case)}")
+        became.append(f"leave to send until {_ms(max(ends))}")
     key = f'<span class="key {_tint(token, case)}">{token}</span>'
     return [
         f"token {key}",
         escape(whose),
-        f"given at {_ms(given.at, case) if given else '?'}",
+        f"given at {_ms(given.at) if given else '?'}",
         escape("; ".join(became)),
     ]
 
@@ -152,14 +196,42 @@ def _order_row(order: str, case: Case, marks: Sequence[Mark]) -> list[str]:
     decided = next((m for m in ours if m.decision), None)
     tokens = sorted({m.token for m in ours if m.kind == "sent"})
     key = "".join(f' <span class="key {_tint(t, case)}">{t}</span>' for t in tokens)
-    sender = ", ".join(dict.fromkeys(m.lane.partition(" ")[0] for m in ours if m.kind == "sent"))
-    became = [f"{m.kind} at {_ms(m.at, case)}" for m in ours if m.kind in ("sent", "accepted", "refused")]
-    what = f"of decision {decided.decision}" if decided else ""
-    return [f"order <code>{escape(order)}</code>", f"{escape(sender)}{key}", escape(what), escape("; ".join(became))]
+    sender = ", ".join(dict.fromkeys(m.lane.partition(" ")[0] for m in ours if m.kind in ("decided", "sent")))
+    what = f"decision {decided.decision}, at {_ms(decided.at)}" if decided else ""
+    became = "; ".join(_became(ours)) or "it never left"
+    return [f"order <code>{escape(order)}</code>", f"{escape(sender)}{key}", escape(what), escape(became)]
 
 
-def _ms(at: int, case: Case) -> str:
-    return f"{(at - case.since) / MS:.1f}"
+def _became(ours: Sequence[Mark]) -> Iterator[str]:
+    """Of one order: how often each thing happened to it, and when first."""
+    happened: dict[str, list[int]] = {}
+    for m in ours:
+        for what, begins in _HAPPENS.items():
+            if m.text.startswith(begins):
+                happened.setdefault(what, []).append(m.at)
+    claimed = any(m.kind == "claim" and m.text.endswith("granted") for m in ours)
+    if "sent" in happened and not claimed:
+        yield "no claim was granted for it"
+    for what, times in happened.items():
+        if len(times) > MANY:
+            yield f"{what} {len(times)} times from {_ms(times[0])} to {_ms(times[-1])}"
+        else:
+            yield from (f"{what} at {_ms(at)}" for at in times)
+
+
+MANY = 3
+_HAPPENS = {
+    "sent": "the bytes of order",
+    "accepted": "the venue accepts order",
+    "refused": "the venue refuses order",
+    "no answer": "no answer for order",
+    "cancel sent": "a cancel of order",
+}
+
+
+def _ms(at: int) -> str:
+    """From the start of the run, as everywhere on the page."""
+    return f"{at / MS:.1f}"
 
 
 def _controls() -> str:
@@ -247,9 +319,9 @@ class _Figure:
             y = self._y(lane)
             yield f'<line class="lane" x1="0" x2="100%" y1="{y}" y2="{y}"/>'
         step = _round_step((self._to - self._from) / MS / 8)
-        at = -(-(self._from - self.case.since) // (step * MS)) * step
-        while self.case.since + at * MS <= self._to:
-            x = self._x(self.case.since + at * MS)
+        at = max(0, -(-self._from // (step * MS)) * step)
+        while at * MS <= self._to:
+            x = self._x(at * MS)
             yield f'<line class="grid" x1="{x:.3f}%" x2="{x:.3f}%" y1="{AXIS}" y2="{self.height - AXIS}"/>'
             yield f'<text class="tick" x="{x:.3f}%" y="17" text-anchor="middle">{at}</text>'
             at += step
@@ -259,7 +331,7 @@ class _Figure:
 
     def _bars(self) -> Iterator[str]:
         for bar in self._permits:
-            span = f"token {bar.token}: a permit from {_ms(bar.at, self.case)} to {_ms(bar.until, self.case)} ms"
+            span = f"token {bar.token}: a permit from {_ms(bar.at)} to {_ms(bar.until)} ms"
             yield self._rect(bar.at, bar.until, bar.lane, f"bar k-permit {_tint(bar.token, self.case)}", span)
 
     def _bar_names(self) -> Iterator[str]:
@@ -287,7 +359,7 @@ class _Figure:
             yield f'<text class="broken-text k-fault" x="{x:.3f}%" dx="14" y="{y}">{what}</text>'
 
     def _title(self, m: Mark) -> str:
-        return f"{_ms(m.at, self.case)} ms, {m.lane}: {_sentence(m)}"
+        return f"{_ms(m.at)} ms, {m.lane}: {_sentence(m)}"
 
     def _arrow(self, m: Mark) -> Iterator[str]:
         if m.lane not in self._row or m.to not in self._row:

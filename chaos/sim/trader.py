@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from chaos.sim.engine import MS
 from chaos.sim.redis import Stale, Unarmed
-from cluster.core.ids import NodeId, Term
+from cluster.core.ids import LogIndex, NodeId, Term
 from cluster.core.log import Entry
 from node import actions as act
 from node.codec import Evidence, Fact, Outcome, TermStarted
@@ -22,7 +22,7 @@ from node.paper_venue.lines import Line
 from node.reconcile import VenueSnapshot
 from node.risk import ORDER_KINDS, InstrumentLimits, RateLimit, RiskLimits
 from node.strategy import OrderState, Wish
-from node.types import NotSent, StreamDown, StreamUp, Unknown, WireOrder
+from node.types import NotSent, StreamDown, StreamUp, Unknown, WireOrder, client_order_id
 from node.venues.base import Unavailable
 
 if TYPE_CHECKING:
@@ -107,12 +107,16 @@ class SimTrader:
         self.tell(lambda: self.leadership.applied(entry, fact, self.worker.now))
 
     def _check_evidence(self, fact: Outcome) -> None:
-        profile = self.world.venue.profile
+        profile, index = self.world.venue.profile, LogIndex(fact.intent_index)
         self.world.cover[f"{fact.result.name} by {fact.evidence.name}"] += 1
         if fact.evidence is Evidence.ABSENT_EXPIRED and not profile.expiry:
-            self.world.judge.blame("S10", f"{fact.intent_index}: absence proved by time on a venue without expiry")
-        if fact.evidence is Evidence.ABSENT_FENCED and not profile.token:
-            self.world.judge.blame("S10", f"{fact.intent_index}: absence proved by a fence on a venue without tokens")
+            what = "absence proved by time on a venue without expiry"
+        elif fact.evidence is Evidence.ABSENT_FENCED and not profile.token:
+            what = "absence proved by a fence on a venue without tokens"
+        else:
+            return
+        coid = client_order_id(self.world.tag, self.worker.journal.term_at(index) or self.term, index)
+        self.world.judge.blame("S10", f"order {coid}, entry {index} of the log: {what}")
 
     def wishes(self, named: list[tuple[str, Wish]]) -> None:
         self.tell(lambda: self.leadership.wishes(named, 0, self.worker.now, self.host.wall))

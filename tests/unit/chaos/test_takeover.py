@@ -69,15 +69,15 @@ def test_settled_truly_before_the_order_passes(settled: Fact, there: bool) -> No
     row = judged(story(settled), [2, 5] if there else [5])
     assert row.level is Level.PASS and row.covers == {"intents settled by a later leader before it traded": 1}
     (told,) = judged(story(settled), [5] if there else [2, 5]).violations
-    assert "at 5 of term 8" in told and ("never accepted it" if there else "the venue accepted it") in told
+    assert "at entry 5 of term 8" in told and ("never accepted it" if there else "the venue accepted it") in told
 
 
 @pytest.mark.parametrize("between", [(), (Outcome(2, Result.UNKNOWN, LOCAL),)])
 def test_order_before_the_last_one_is_settled_is_named(between: tuple[Fact, ...]) -> None:
     at = 4 + len(between)
     (told,) = judged([*story(*between), (8, Outcome(2, Result.NOT_SENT, FENCED))], [at]).violations
-    assert f"the order at {at} of term 8" in told
-    assert "was decided before the intent at 2 of 5 was settled" in told
+    assert f"the order at entry {at} of term 8" in told
+    assert "was decided before the intent at entry 2 of term 5 was settled" in told
 
 
 def test_other_side_other_symbol_own_term_and_what_was_never_accepted_are_free() -> None:
@@ -98,7 +98,7 @@ def test_inherited_lie_is_seen_behind_an_own_outcome() -> None:
     """An intent of the new term that was settled first must not hide the inherited one behind it."""
     own = (intent("own"), Outcome(4, Result.NOT_SENT, LOCAL), Outcome(2, Result.NOT_SENT, FENCED))
     (told,) = judged(story(*own), [2, 7]).violations
-    assert "the intent at 2" in told
+    assert "the intent at entry 2" in told
 
 
 def test_absence_rests_on_an_answer_to_the_leader_that_concluded_it() -> None:

@@ -99,9 +99,27 @@ def test_one_failure_in_many_runs_is_a_failure_with_its_seed() -> None:
 
 def test_no_failure_in_n_runs_is_told_with_its_upper_bound() -> None:
     (told,) = tally(*[row(Level.PASS, covers={"stale": 1})] * 1000).verdict().rows
-    assert told.note == "0 of 1000 runs: below 0.003 per run (95 %)"
+    assert told.note == "held in all of 1000 runs: with 95 % confidence it is broken in less than 1 run of 333"
+    (told,) = tally(*[row(Level.PASS, covers={"stale": 1})] * 5).verdict().rows
+    assert told.note == ""
     (told,) = tally(row(Level.NOT_JUDGED)).verdict().rows
     assert told.level is Level.NOT_JUDGED
+
+
+def test_the_first_failing_runs_are_named_in_their_order_and_the_others_counted() -> None:
+    def part(*seeds: int) -> Tally:
+        made = Tally()
+        for seed in seeds:
+            made.add(Verdict((row(Level.FAIL, violations=("wrong",)),)), f"seed {seed}")
+        return made
+
+    whole = part(*range(100, 108))
+    for other in (part(9, 10, 11), part(2, 3)):
+        whole.join(other)
+    (told,) = whole.verdict().rows
+    assert told.violations == [f"seed {s}: wrong" for s in (2, 3, 9, 10, 11, 100, 101, 102, 103, 104)]
+    assert told.note == "and 3 more"
+    assert table(whole.verdict())[-2].strip() == "and 3 more"
 
 
 def test_tallies_join_in_any_order() -> None:
