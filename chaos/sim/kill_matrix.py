@@ -14,8 +14,8 @@ import gc
 import json
 import random
 import time
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from chaos.sim.mutants.drill import faults_left_out
 from chaos.sim.mutants.patching import Mutant
 from chaos.sim.plan import draw_plan
 from chaos.sim.pool import each_of
-from chaos.sim.run import silence
+from chaos.sim.run import COLLECT_EVERY, silence, without_collector
 from chaos.sim.scenarios import SCENARIOS, Scenario
 from chaos.sim.words import fault_in_words, trap_in_words
 from chaos.sim.world import Ended, World
@@ -46,7 +46,6 @@ one in which the gate refused a claim."""
 FORGERIES = 3
 """Of one history in one way: at so many places."""
 RTO_MAX = 10 * NS_PER_S
-COLLECT_EVERY = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def hunt(mutant: Mutant, seeds: Iterable[int]) -> Row:
     """Run it seed by seed until an invariant names it that must."""
     begun, fired, runs = time.perf_counter(), set[str](), 0
     found: Ended | None = None
-    with _without_collector():
+    with without_collector():
         for seed in seeds:
             with mutant.applied():
                 ended = World(mutant.where.plan(seed)).run()
@@ -116,18 +115,6 @@ def hunt(mutant: Mutant, seeds: Iterable[int]) -> Row:
         runs=runs,
         told=found.problems[0] if found else f"nothing that had to named it in {runs} runs",
     )
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """A world is full of cycles and short-lived: collecting between worlds is twice as fast as within."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 # -- mutants of the history --------------------------------------------------------------------------------------------

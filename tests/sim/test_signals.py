@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.e2e import until
+
 END_S = 4.0
 """A second or two, on a machine that has other things to do as well."""
 STARTED_S = 30.0
@@ -52,15 +54,6 @@ def busy(pid: int) -> bool:
     return False
 
 
-def wait_until(met: Callable[[], bool], limit_s: float) -> float:
-    """Seconds that it took."""
-    begun = time.monotonic()
-    while not met():
-        assert time.monotonic() < begun + limit_s, f"not within {limit_s} s"
-        time.sleep(0.02)
-    return time.monotonic() - begun
-
-
 @contextmanager
 def simulation(where: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """In a session of its own. Whatever is left of it is killed at the end."""
@@ -88,7 +81,7 @@ def at_work(process: subprocess.Popen[str]) -> bool:
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and what was said on stderr; nothing is left."""
     code = process.wait(END_S)
-    wait_until(lambda: not session(process.pid), END_S)
+    until("nothing is left", lambda: not session(process.pid), END_S)
     assert process.stderr is not None
     return code, process.stderr.read()
 
@@ -96,7 +89,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 @pytest.mark.parametrize("words", MODES, ids=names)
 def test_ctrl_c_ends_all_of_it_at_once(words: tuple[str, ...], tmp_path: Path):
     with simulation(tmp_path, *words) as process:
-        wait_until(lambda: at_work(process), STARTED_S)
+        until("both workers work", lambda: at_work(process), STARTED_S)
         os.killpg(process.pid, signal.SIGINT)
         code, said = ended(process)
     assert code == 128 + signal.SIGINT
@@ -105,7 +98,7 @@ def test_ctrl_c_ends_all_of_it_at_once(words: tuple[str, ...], tmp_path: Path):
 
 def test_ctrl_c_while_the_workers_import_leaves_no_traceback(tmp_path: Path):
     with simulation(tmp_path, *SEEDS) as process:
-        wait_until(lambda: bool(workers(process.pid)), STARTED_S)
+        until("a worker starts", lambda: bool(workers(process.pid)), STARTED_S)
         os.killpg(process.pid, signal.SIGINT)
         code, said = ended(process)
     assert code == 128 + signal.SIGINT
@@ -114,11 +107,11 @@ def test_ctrl_c_while_the_workers_import_leaves_no_traceback(tmp_path: Path):
 
 def test_an_impatient_ctrl_c_ends_it_as_well(tmp_path: Path):
     with simulation(tmp_path, *SEEDS) as process:
-        wait_until(lambda: at_work(process), STARTED_S)
+        until("both workers work", lambda: at_work(process), STARTED_S)
         for _ in range(5):
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGINT)
-            time.sleep(0.01)
+            time.sleep(0.01)  # the rhythm of a finger; nothing is waited for
         code, said = ended(process)
     assert code in (128 + signal.SIGINT, -signal.SIGINT)
     assert "Traceback" not in said
@@ -130,7 +123,7 @@ def test_a_signal_that_ends_it_is_its_exit_code(
     number: signal.Signals, send: Callable[[int, int], None], tmp_path: Path
 ):
     with simulation(tmp_path, *SEEDS) as process:
-        wait_until(lambda: at_work(process), STARTED_S)
+        until("both workers work", lambda: at_work(process), STARTED_S)
         send(process.pid, number)
         code, said = ended(process)
     assert code == 128 + number
@@ -139,14 +132,14 @@ def test_a_signal_that_ends_it_is_its_exit_code(
 
 def test_workers_die_with_their_parent(tmp_path: Path):
     with simulation(tmp_path, *SEEDS) as process:
-        wait_until(lambda: at_work(process), STARTED_S)
+        until("both workers work", lambda: at_work(process), STARTED_S)
         process.kill()
-        wait_until(lambda: not session(process.pid), END_S)
+        until("nothing is left", lambda: not session(process.pid), END_S)
 
 
 def test_a_worker_that_dies_is_told(tmp_path: Path):
     with simulation(tmp_path, *SEEDS) as process:
-        wait_until(lambda: at_work(process), STARTED_S)
+        until("both workers work", lambda: at_work(process), STARTED_S)
         os.kill(workers(process.pid)[0], signal.SIGKILL)
         code, said = ended(process)
     assert code == 1
