@@ -20,11 +20,10 @@ from .core.errors import OutcomeUnknown
 from .core.ids import NS_PER_S, NodeId, Term
 from .core.lease import View
 from .core.rebase import End, Kept, Plan, Rebased, RebaseRefused, plan
-from .etcd import EtcdClient, Snapshot
+from .etcd import EtcdClient
 from .home import Home
 from .journal import Journal
-from .mirror import Mirror
-from .registry import Registry, etcd_client
+from .registry import Registry, etcd_client, read_mirror
 from .spec import KeeperSpec
 from .transactions import Identity, rebase
 
@@ -50,9 +49,7 @@ async def look(spec: KeeperSpec, mine: Kept, *, lead: bool) -> Found:
     """What there is, and what is to be done. Changes nothing. Raises RebaseRefused; BatonError as EtcdClient.range."""
     keys = k.Keys(spec.cluster)
     async with etcd_client(spec.etcd) as etcd:
-        found = await etcd.range(keys.prefix, prefix=True, timeout_s=_TIMEOUT_S)
-    mirror = Mirror(keys, int(spec.rules["ttl"]))
-    mirror.apply(Snapshot(found.kvs, found.revision), found.cluster_id)
+        mirror = await read_mirror(etcd, keys, int(spec.rules["ttl"]), _TIMEOUT_S)
     rebased = k.rebased_of(mirror.raw.get(keys.rebased))
     return Found(mirror.view, rebased, mine, plan(mirror.view, rebased, mine, lead=lead))
 

@@ -210,6 +210,15 @@ class Registry:
                 log.warning(event, key=key, reason=str(e))
 
 
+async def read_mirror(etcd: EtcdClient, keys: k.Keys, ttl: int, timeout_s: float) -> Mirror:
+    """The cluster's keys as they are at one revision, for who does not watch. ttl: ns, of this node. Raises as
+    EtcdClient.range."""
+    found = await etcd.range(keys.prefix, prefix=True, timeout_s=timeout_s)
+    mirror = Mirror(keys, ttl)
+    mirror.apply(Snapshot(found.kvs, found.revision), found.cluster_id)
+    return mirror
+
+
 async def resign_dead(spec: KeeperSpec) -> str:
     """For systemd's ExecStopPost: prove by the lock that keeper and worker are dead, and resign for them.
 
@@ -219,10 +228,7 @@ async def resign_dead(spec: KeeperSpec) -> str:
     keys, node, ttl = k.Keys(spec.cluster), spec.node, int(spec.rules["ttl"])
     with closing(Home.open(Path(spec.data_dir))) as home:
         async with etcd_client(spec.etcd) as etcd:
-            found = await etcd.range(keys.prefix, prefix=True, timeout_s=_SLOW_S)
-            mirror = Mirror(keys, ttl)
-            mirror.apply(Snapshot(found.kvs, found.revision), found.cluster_id)
-            view = mirror.view
+            view = (await read_mirror(etcd, keys, ttl, _SLOW_S)).view
             last = view.leader or view.tenure
             if last is None or last.home != home.id:
                 return f"{node} did not lead"
